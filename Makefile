@@ -1,0 +1,45 @@
+# make demo | make test need nothing but python3 (3.10 or newer) and the package registry; both make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+FASHION := examples/fashion_mnist
+FOCUS := examples/focus
+
+.PHONY: help demo test check bench clean
+help:
+	@echo "make demo    deploy two real Vision Transformers on this machine; tables, an annotated video, reports"
+	@echo "make test    all tests"
+	@echo "make check   ruff and mypy --strict"
+	@echo "make bench   measure against other engines and write results/ and the README tables"
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[compile,cpu,camera,hf,dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/python $(FASHION)/dataset.py
+	$(BIN)/vitedge make $(FASHION)/model.py:vit --checkpoint $(FASHION)/vit.safetensors \
+	  --images $(FASHION)/.cache/calibration --judge $(FASHION)/.cache/test
+	$(BIN)/python $(FOCUS)/fetch.py
+	$(BIN)/vitedge make $(FOCUS)/model.py:focus --checkpoint $(FOCUS)/.cache/focus.safetensors \
+	  --images $(FOCUS)/.cache/calibration --judge $(FOCUS)/.cache/judge
+	@mkdir -p out
+	$(BIN)/vitedge run focus-vits14/int8 --source $(FOCUS)/.cache/bikes.mp4 --save out/bikes.mp4 --json > out/bikes.jsonl
+	@echo "annotated video:  out/bikes.mp4, one line a frame in out/bikes.jsonl"
+	@echo "reports:          engines/fashion-vit/report.html  engines/focus-vits14/report.html"
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python benchmarks/cpu_latency.py
+	$(BIN)/python benchmarks/readme.py
+
+clean:
+	rm -rf .venv build dist out *.egg-info

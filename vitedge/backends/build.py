@@ -1,0 +1,101 @@
+"""An ONNX file and a Target in, an engine directory out.
+
+    engines/<model>/<variant>-<key>/   the plan as the backend wrote it, manifest.json, labels.txt, build.log
+
+The key is a hash of the ONNX file, the target and the backend's version: an engine that is there already is current.
+Whatever stops a build half-way, a directory of that name is either whole or absent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import time
+from pathlib import Path
+
+from vitedge.backends import BackendModule, load_backend
+from vitedge.backends.metadata import read_metadata
+from vitedge.errors import EngineError, ModelError
+from vitedge.specs import FloatType, Manifest, ModelCard, Recipe, Target, from_dict, to_dict
+from vitedge.workspace import content_key, sha256, staged, write_json
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """What the metadata of an ONNX file says about it."""
+
+    card: ModelCard
+    variant: str
+    recipe: Recipe | None
+
+
+def read_source(onnx: Path) -> Source:
+    """The card, variant and recipe in an ONNX file; a ModelError where vitedge did not write it."""
+    entries = read_metadata(onnx)
+    if "vitedge.card" not in entries:
+        raise ModelError(f"{onnx} was not exported by vitedge", hint="start from the model: vitedge export MODEL")
+    recipe = entries.get("vitedge.recipe")
+    return Source(
+        from_dict(ModelCard, json.loads(entries["vitedge.card"])),
+        entries["vitedge.variant"],
+        from_dict(Recipe, json.loads(recipe)) if recipe else None,
+    )
+
+
+def engine_folder(onnx: Path, target: Target, engines: Path) -> Path:
+    """Where the engine of `onnx` for `target` belongs under the folder `engines`."""
+    source, backend = read_source(onnx), load_backend(target.backend)
+    key = content_key(sha256(onnx), to_dict(target), backend.version())
+    return engines / source.card.name / f"{source.variant}-{key}"
+
+
+def build_engine(onnx: Path, target: Target, engines: Path) -> Path:
+    """Build the engine, unless it is there already, and return its directory.
+
+    A float type that the device cannot compute in is an EngineError: nothing is downgraded silently.
+    """
+    folder = engine_folder(onnx, target, engines)
+    if (folder / "manifest.json").is_file():
+        return folder
+    source, backend = read_source(onnx), load_backend(target.backend)
+    float_type = _float_type(source, backend, target)
+    with staged(folder) as temporary:
+        temporary.mkdir()
+        started = time.perf_counter()
+        backend.build(onnx, target, float_type, temporary)
+        seconds = time.perf_counter() - started
+        manifest = Manifest(
+            card=source.card, variant=source.variant, recipe=source.recipe, target=target, float_type=float_type,
+            onnx_sha256=sha256(onnx), plan_sha256=plan_sha256(temporary, backend.PLAN), backend=target.backend,
+            backend_version=backend.version(), device=backend.device(), built_at=_now(),
+        )  # fmt: skip
+        write_json(temporary / "manifest.json", to_dict(manifest))
+        (temporary / "labels.txt").write_text("".join(f"{label}\n" for label in source.card.labels))
+        made_by = f"{target.backend} {backend.version()} on {manifest.device}"
+        (temporary / "build.log").write_text(f"{onnx.name} by {made_by}: {seconds:.1f} s, float type {float_type}\n")
+    return folder
+
+
+def plan_sha256(folder: Path, names: tuple[str, ...]) -> str:
+    """One hash over the files of a plan."""
+    return hashlib.sha256("".join(sha256(folder / name) for name in names).encode()).hexdigest()
+
+
+def _float_type(source: Source, backend: BackendModule, target: Target) -> FloatType:
+    """What the layers that stay in floating point will compute in."""
+    wanted = source.recipe.float_type if source.recipe else "fp32"
+    native = backend.float_types()
+    if wanted == "auto":
+        return native[0]
+    if wanted not in native:
+        raise EngineError(
+            f"the recipe {source.variant!r} asks for {wanted}, which {target.backend} on {backend.device()} does not compute in",
+            hint=f"it computes in {' and '.join(native)}; set float_type in the recipe",
+        )
+    return wanted
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,88 @@
+"""ONNX Runtime on a CPU: the reference for what a Q/DQ graph means.
+
+The plan is the ONNX file itself. Graph optimizations stay below the level at which Q/DQ pairs are fused into integer
+kernels, so every rounding happens exactly where the graph says; that makes it slow for INT8 and right.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge.errors import EngineError, MissingPackageError
+from vitedge.preprocess import input_dtype, input_shape
+from vitedge.specs import FloatType, ModelCard, Target
+
+PACKAGE, EXTRA = "onnxruntime", "compile"
+PLAN = ("model.onnx",)
+
+
+def version() -> str:
+    """The release of the installed ONNX Runtime, e.g. "1.32.0"."""
+    return str(_onnxruntime().__version__)
+
+
+def device() -> str:
+    """The execution provider."""
+    return "CPUExecutionProvider"
+
+
+def float_types() -> tuple[FloatType, ...]:
+    """FP32 alone: the CPU provider has no bf16 kernels."""
+    return ("fp32",)
+
+
+def build(onnx: Path, target: Target, float_type: FloatType, folder: Path) -> None:
+    """Check that a session can be made of `onnx` and copy it into `folder`."""
+    _session(onnx, target)
+    shutil.copyfile(onnx, folder / PLAN[0])
+
+
+def open(folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> OnnxRuntimeSession:  # noqa: A001
+    """Make a session of the plan in `folder`."""
+    return OnnxRuntimeSession(_session(folder / PLAN[0], target), card, target)
+
+
+class OnnxRuntimeSession:
+    """An ONNX Runtime session with an input buffer."""
+
+    def __init__(self, session: Any, card: ModelCard, target: Target) -> None:
+        self.input: NDArray[Any] = np.zeros((target.batch[2], *input_shape(card)), input_dtype(card))
+        self._session = session
+        self._names = [session.get_outputs()[0].name], session.get_inputs()[0].name
+
+    def run(self, count: int) -> NDArray[np.float32]:
+        """The first output for the first `count` rows, float32[count, ...]."""
+        outputs, name = self._names
+        result: NDArray[np.float32] = self._session.run(outputs, {name: self.input[:count]})[0]
+        return result
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None
+
+
+def _session(onnx: Path, target: Target) -> Any:
+    runtime = _onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if target.threads:
+        options.intra_op_num_threads = target.threads
+    try:
+        return runtime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exception types live in a private module
+        reason = str(error).strip().splitlines()[0]
+        raise EngineError(f"ONNX Runtime cannot open {onnx}: {reason}", hint="export the model again") from error
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingPackageError(PACKAGE, EXTRA) from error
+    return onnxruntime

@@ -1,0 +1,273 @@
+"""Engines and image files in, accuracies out, in one pass over the files.
+
+    [engine, ...] + [ImageFile, ...]  ->  judge       ->  one Accuracy an engine
+                                      ->  bench_rows  ->  BenchRows, with the latencies of latency.py beside them
+
+Each file is decoded once, prepared once for all engines with the same input contract, and gone when it is scored. The
+first engine is the reference that the others are compared with. Knows nothing of backends, files on disk or reports.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitedge.bench.latency import Latency, measure, require_batch
+from vitedge.errors import EngineError, VitEdgeError
+from vitedge.images import ImageFile, labels_of, stream
+from vitedge.preprocess import write_input
+from vitedge.specs import BenchRow, ModelCard
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vitedge.runtime.engine import Engine
+
+UNKNOWN = -1  # the class of an image without a usable label
+FLOAT32_NOISE = 2.0**-48  # noise power below this part of the signal is float32 rounding: SQNR ends at 144.5 dB
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How one engine did. Percent and dB; None = cannot be known from these images, this task or this output shape.
+
+    images: scored. skipped: files that could not be decoded. labelled: images with a known class, which top1 and top5 are of.
+    top5: of more than five classes only. agreement: images with the same top-1 as the reference, of classifiers.
+    sqnr_db: 10 log10 of the power of the reference's output over that of the difference, all images together.
+    Of the reference itself agreement and sqnr_db are None.
+    """
+
+    images: int
+    skipped: int
+    labelled: int
+    top1: float | None = None
+    top5: float | None = None
+    agreement: float | None = None
+    sqnr_db: float | None = None
+
+
+def bench_rows(
+    engines: Sequence[Engine],
+    files: Sequence[ImageFile],
+    batches: Sequence[int] = (1,),
+    seconds: float = 3.0,
+    *,
+    notes: list[str] | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[BenchRow]:
+    """Judge every engine on `files` (none: latency alone), then time it at each batch size for `seconds` each.
+
+    Gives one row an engine and batch, batch by batch. notes: as in `judge`. progress: called with a stage, such as
+    "accuracy" or "latency, batch 8", and its finished part, 0 to 1. Raises what `judge` and `measure` raise.
+    """
+    for batch in batches:
+        require_batch(engines, batch)
+
+    def told(stage: str, total: int) -> Callable[[float], None]:
+        return lambda done: progress(stage, done / total) if progress else None
+
+    # Accuracy first, so that the buffers hold real images when they are timed.
+    accuracies = [Accuracy(0, 0, 0)] * len(engines)
+    if files:
+        accuracies = judge(engines, files, notes=notes, progress=told("accuracy", len(files)))
+    rows = []
+    for batch in batches:
+        latencies = measure(engines, batch, seconds=seconds, progress=told(f"latency, batch {batch}", 1))
+        rows += [_row(*measured) for measured in zip(engines, latencies, accuracies, strict=True)]
+    return rows
+
+
+def judge(
+    engines: Sequence[Engine],
+    files: Sequence[ImageFile],
+    *,
+    notes: list[str] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Accuracy]:
+    """Run every engine on every file and compare with the files' labels and with the first engine.
+
+    notes: receives sentences on what did not stop the judging: labels that do not fit the model, files that were skipped.
+    progress: called with the number of files finished so far.
+    Raises VitEdgeError where no file can be decoded, EngineError where an output is not finite.
+    """
+    skipped: list[str] = []
+    problems: list[str] = []
+    classes = [_classes(engine.manifest.card, files, problems) for engine in engines]
+    tallies = [_Tally(engine.manifest.card.task == "classify") for engine in engines]
+    done = 0
+    for folders in _filled(engines, files, skipped):
+        reference = None
+        for engine, known, tally in zip(engines, classes, tallies, strict=True):
+            outputs = _finite_outputs(engine, len(folders))
+            tally.add(outputs, np.array([known.get(folder or "", UNKNOWN) for folder in folders]), reference)
+            reference = outputs if reference is None else reference
+        done += len(folders)
+        if progress:
+            progress(done + len(skipped))
+    if progress:
+        progress(len(files))
+    if notes is not None:
+        notes += [*problems, *skipped]
+    return [tally.accuracy(len(skipped)) for tally in tallies]
+
+
+def match_labels(folders: Sequence[str], card: ModelCard) -> dict[str, int]:
+    """The class index of each folder name that has one.
+
+    A name is a label of the model exactly, or but for case, spaces, hyphens and underscores; where no name is, and all are
+    whole numbers, they are class indices. A name that fits two labels is left out. Raises VitEdgeError where none fits.
+    """
+    found = {**_matches(folders, card.labels, _loose), **_matches(folders, card.labels, str)}  # an exact name goes first
+    count = len(card.labels) or (card.outputs[0].shape[-1] if card.outputs else None)
+    if not found and all(re.fullmatch("[0-9]+", folder) for folder in folders):
+        found = {folder: int(folder) for folder in folders if count is None or int(folder) < count}
+    if not found:
+        indices = f"class index, 0 to {count - 1}" if count else "class index"
+        raise VitEdgeError(
+            f"the image folders ({_some(folders)}) match none of the labels of {card.name} ({_some(card.labels)})",
+            hint=f"name the folders like the labels or by {indices}; until then there is no top-1",
+        )
+    return found
+
+
+def _classes(card: ModelCard, files: Sequence[ImageFile], problems: list[str]) -> dict[str, int]:
+    """Folder name -> class index for one model; folders without one are told to `problems`, once a model."""
+    folders = labels_of(files)
+    if card.task != "classify" or not folders:
+        return {}
+    try:
+        found = match_labels(folders, card)
+        strangers = [folder for folder in folders if folder not in found]
+        problem = f"{card.name} has no label for {_some(strangers)}: their images do not count for top-1" if strangers else ""
+    except VitEdgeError as error:
+        found, problem = {}, f"{error}: {error.hint}"
+    if problem and problem not in problems:
+        problems.append(problem)
+    return found
+
+
+def _filled(engines: Sequence[Engine], files: Sequence[ImageFile], skipped: list[str]) -> Iterator[list[str | None]]:
+    """Fill the buffers of all engines with the same images, batch by batch; gives the folder names of the rows."""
+    size = min((engine.max_batch for engine in engines), default=1)
+    alike: dict[Any, list[Engine]] = {}
+    for engine in engines:
+        alike.setdefault((engine.manifest.card.preprocess, engine.manifest.card.patch), []).append(engine)
+    folders: list[str | None] = []
+    for file, image in stream(files, skipped):
+        for first, *others in alike.values():
+            row = first.input[len(folders)]
+            write_input(image, first.manifest.card, row)
+            for other in others:
+                other.input[len(folders)] = row
+        folders.append(file.label)
+        if len(folders) == size:
+            yield folders
+            folders = []
+    if folders:
+        yield folders
+
+
+def _finite_outputs(engine: Engine, count: int) -> NDArray[np.float32]:
+    outputs = engine.run(count)
+    if not np.isfinite(outputs).all():
+        raise EngineError(
+            f"{engine.path} answers with values that are not finite numbers",
+            hint="something overflows: compare it layer by layer with `vitedge verify`",
+        )
+    return outputs
+
+
+class _Tally:
+    """What one engine got right so far, and how far its outputs strayed from the reference's."""
+
+    def __init__(self, classifier: bool) -> None:
+        self.classifier = classifier
+        self.images = self.labelled = self.top1 = self.top5 = self.agreed = self.compared = self.classes = 0
+        self.signal = self.noise = 0.0
+
+    def add(self, outputs: NDArray[np.float32], truth: NDArray[np.int64], reference: NDArray[np.float32] | None) -> None:
+        """Count outputs [n, ...] against class indices [n] (UNKNOWN: none) and the reference's outputs, None for its own."""
+        self.images += len(outputs)
+        if self.classifier:
+            self._add_ranks(outputs, truth)
+        if reference is None or reference.shape != outputs.shape:
+            return
+        self.compared += len(outputs)
+        self.signal += float(np.square(reference, dtype=np.float64).sum())
+        self.noise += float(np.square(np.subtract(reference, outputs, dtype=np.float64)).sum())
+        if self.classifier:
+            self.agreed += int((outputs.argmax(-1) == reference.argmax(-1)).sum())
+
+    def _add_ranks(self, logits: NDArray[np.float32], truth: NDArray[np.int64]) -> None:
+        self.classes = logits.shape[-1]
+        if truth.max() >= self.classes:
+            raise VitEdgeError(
+                f"an image is of class {truth.max()}, but the engine knows {self.classes} classes, 0 to {self.classes - 1}"
+            )
+        logits, truth = logits[truth != UNKNOWN], truth[truth != UNKNOWN]
+        own = np.take_along_axis(logits, truth[:, None], axis=-1)
+        tied_before = (logits == own) & (np.arange(self.classes) < truth[:, None])  # as argmax, which takes the first
+        rank = ((logits > own) | tied_before).sum(-1)
+        self.labelled += len(truth)
+        self.top1 += int((rank < 1).sum())
+        self.top5 += int((rank < 5).sum())
+
+    def accuracy(self, skipped: int) -> Accuracy:
+        """The counts as percent and dB."""
+        return Accuracy(
+            images=self.images,
+            skipped=skipped,
+            labelled=self.labelled,
+            top1=_percent(self.top1, self.labelled),
+            top5=_percent(self.top5, self.labelled) if self.classes > 5 else None,
+            agreement=_percent(self.agreed, self.compared) if self.classifier else None,
+            sqnr_db=_sqnr_db(self.signal, self.noise),
+        )
+
+
+def _percent(part: int, whole: int) -> float | None:
+    return 100 * part / whole if whole else None
+
+
+def _sqnr_db(signal: float, noise: float) -> float | None:
+    return 10 * math.log10(signal / max(noise, signal * FLOAT32_NOISE)) if signal else None
+
+
+def _matches(folders: Sequence[str], labels: Sequence[str], form: Callable[[str], str]) -> dict[str, int]:
+    """Index of the one label whose `form` is that of the folder, for the folders that have one."""
+    indices: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        indices.setdefault(form(label), []).append(index)
+    return {folder: at[0] for folder in folders if len(at := indices.get(form(folder), [])) == 1}
+
+
+def _loose(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*map(repr, names[:3]), *["..."][: len(names) > 3]]) or "it has none"
+
+
+def _row(engine: Engine, latency: Latency, accuracy: Accuracy) -> BenchRow:
+    return BenchRow(
+        model=engine.manifest.card.name,
+        variant=engine.manifest.variant,
+        backend=engine.manifest.backend,
+        batch=latency.batch,
+        p50_ms=latency.p50_ms,
+        p90_ms=latency.p90_ms,
+        p99_ms=latency.p99_ms,
+        images_per_s=latency.images_per_s,
+        size_mib=engine.size_mib,
+        images=accuracy.images,
+        top1=accuracy.top1,
+        top5=accuracy.top5,
+        agreement=accuracy.agreement,
+        sqnr_db=accuracy.sqnr_db,
+    )

@@ -1,0 +1,344 @@
+"""The command line: one subcommand a verb, each of which parses, calls, prints and exits.
+
+Results go to stdout, progress and remarks to stderr. Exit status 0: done; 1: something the user can mend, said in an
+`error:` and a `hint:` line; 2: the command was typed wrongly.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import vitedge
+from vitedge.errors import VitEdgeError
+from vitedge.specs import BenchRow, Frame, Prediction, to_dict
+from vitedge.workspace import find_engine, find_root, init_workspace, load_recipe, load_target, write_json
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Trained PyTorch Vision Transformers as INT8 engines on edge devices, with the cost and the gain measured.",
+    epilog="Start with [bold]vitedge doctor[/], then [bold]vitedge make MODEL --images DIR[/].",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+MODEL = "path/file.py:factory, hf:ORG/NAME, timm:NAME or torchvision:NAME."
+Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load: .safetensors, or .pth holding a state dict.")]
+Preparation = Annotated[Path | None, typer.Option("--preprocess", help="TOML: size, mean, std, ... in place of the model's own.")]
+Images = Annotated[
+    Path, typer.Option(help="Folder of real images, searched at any depth; sub-folders are labels.", show_default=False)
+]
+Engine = Annotated[
+    Path, typer.Argument(help="An engine directory, or MODEL/VARIANT for the newest below engines/.", show_default=False)
+]
+Engines = Annotated[
+    list[Path], typer.Argument(help="Engine directories, or MODEL/VARIANT; the first is the reference.", show_default=False)
+]
+RecipeName = Annotated[str, typer.Option(help="A recipe: int8, bf16, calibration/recipes/NAME.toml, or a .toml file.")]
+TargetName = Annotated[str, typer.Option(help="A target: cpu, engines/targets/NAME.toml, or a .toml file.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")]
+
+
+class Terminal:
+    """Tells a person at a terminal, on stderr, what the pipeline does: a bar while a step runs, a line when it ends."""
+
+    def __init__(self) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(32), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=err, transient=True)
+        self._task: TaskID | None = None
+        self._began = 0.0
+
+    def begin(self, step: str) -> None:
+        """A step begins."""
+        self._began = time.perf_counter()
+        self._bar.start()
+        self._task = self._bar.add_task(step, total=None)
+
+    def progress(self, fraction: float) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._bar.update(self._task, total=1.0, completed=fraction)
+
+    def end(self, step: str, result: str) -> None:
+        """Replace the bar by the line that stays."""
+        took = ""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            took, self._task = f"  [dim]{time.perf_counter() - self._began:.1f} s[/]", None
+        self.close()
+        err.print(f"[bold]{step:<10}[/] {escape(result)}{took}", soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        self._bar.stop()
+
+
+@app.command()
+def make(
+    model: Model,
+    images: Images,
+    judge: Annotated[Path | None, typer.Option(help="Images to measure accuracy on, if not those of --images.")] = None,
+    checkpoint: Checkpoint = None,
+    preprocess: Preparation = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="A recipe to build; may be repeated. [default: int8]")] = None,
+    target: TargetName = "cpu",
+    max_drop: Annotated[float | None, typer.Option(help="Fail if an engine loses more points of top-1 (or agreement).")] = None,
+    seconds: Annotated[float, typer.Option(help="How long each engine is timed.")] = 3.0,
+    json_file: Json = None,
+) -> None:
+    """Do everything: export, calibrate, quantize, build, measure. What is fresh is skipped."""
+    from vitedge import pipeline
+
+    source = pipeline.ModelSource(model, checkpoint, preprocess)
+    job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, max_drop, seconds)
+    with _terminal() as terminal:
+        result = pipeline.make(job, terminal)
+    _print_rows(result.rows, result.notes, json_file)
+    out.print("engines:", *(str(path) for path in result.engines), sep="\n  ", soft_wrap=True)
+    out.print(f"report:\n  {result.report}", soft_wrap=True)
+    if max_drop is not None:
+        pipeline.check_drop(result.rows, max_drop)
+
+
+@app.command()
+def export(
+    model: Model,
+    checkpoint: Checkpoint = None,
+    preprocess: Preparation = None,
+    images: Annotated[Path | None, typer.Option(help="Real images to compare ONNX with torch on, besides random ones.")] = None,
+) -> None:
+    """Turn a PyTorch model into ONNX with int8 patches as input, and compare the two."""
+    from vitedge import pipeline
+    from vitedge.images import list_images
+
+    files = list_images(images) if images else []
+    with _terminal() as terminal:
+        path = pipeline.export_step(pipeline.ModelSource(model, checkpoint, preprocess), files, find_root() / "engines", terminal)
+    out.print(str(path), soft_wrap=True)
+
+
+@app.command()
+def calibrate(
+    onnx: Annotated[Path, typer.Argument(help="A float ONNX file from `vitedge export`.", show_default=False)],
+    images: Images,
+    recipe: RecipeName = "int8",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the scales (JSON).")] = None,
+) -> None:
+    """Find the range of every activation on real images, and write it as a table of scales."""
+    from vitedge.compiler import calibrate as compiler
+    from vitedge.images import list_images
+
+    chosen = load_recipe(recipe)
+    path = output or find_root() / "calibration" / "scales" / f"{onnx.stem}.{chosen.name}.json"
+    with _terminal() as terminal:
+        terminal.begin("calibrate")
+        result = compiler.calibrate(
+            onnx, list_images(images), chosen, progress=lambda done, total: terminal.progress(done / total)
+        )
+        compiler.save_table(result.table, path)
+        terminal.end("calibrate", f"{len(result.table.amax)} ranges from {result.table.images} images")
+    _print_notes(result.skipped)
+    out.print(str(path), soft_wrap=True)
+
+
+@app.command()
+def quantize(
+    onnx: Annotated[Path, typer.Argument(help="The float ONNX file that was calibrated.", show_default=False)],
+    scales: Annotated[Path, typer.Option(help="The table of scales from `vitedge calibrate`.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the INT8 ONNX file.")] = None,
+) -> None:
+    """Put explicit symmetric INT8 Q/DQ around every Linear, with the scales of a table."""
+    from vitedge.compiler.calibrate import load_table
+    from vitedge.compiler.quantize import quantize as quantize_file
+
+    table = load_table(scales)
+    path = output or onnx.with_name(f"{onnx.stem}.{table.recipe.name}.onnx")
+    count = quantize_file(onnx, table, path)
+    err.print(f"[bold]quantize[/]   {count} Linears in INT8")
+    out.print(str(path), soft_wrap=True)
+
+
+@app.command()
+def build(
+    onnx: Annotated[Path, typer.Argument(help="A float or INT8 ONNX file made by vitedge.", show_default=False)],
+    target: TargetName = "cpu",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder of engines. [default: engines/]")] = None,
+) -> None:
+    """Compile an ONNX file into an engine for this machine."""
+    from vitedge import pipeline
+
+    with _terminal() as terminal:
+        folder = pipeline.build_step(onnx, load_target(target), output or find_root() / "engines", terminal)
+    out.print(str(folder), soft_wrap=True)
+
+
+@app.command()
+def run(
+    engine: Engine,
+    source: Annotated[
+        str, typer.Option(help="A folder of images, an image, a video file, or a camera number.", show_default=False)
+    ],
+    save: Annotated[Path | None, typer.Option(help="Write annotated frames: a video (.mp4, .avi) or a folder.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many labels to give.")] = 5,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a frame on stdout.")] = False,
+) -> None:
+    """Run an engine over images, a video or a camera."""
+    from vitedge.runtime.live import run as run_live
+
+    notes: list[str] = []
+    begun, count = time.perf_counter(), 0
+    for frame, prediction in run_live(find_engine(engine), source, save=save, top_k=top, limit=limit, notes=notes):
+        count += 1
+        if json_lines:
+            sys.stdout.write(json.dumps(_as_json(frame, prediction)) + "\n")
+        else:
+            out.print(_as_text(frame, prediction), soft_wrap=True)
+    _print_notes(notes)
+    seconds = time.perf_counter() - begun
+    err.print(
+        f"{count} frames in {seconds:.1f} s, {count / seconds:.1f} a second" + (f"; wrote {save}" if save else ""), soft_wrap=True
+    )
+
+
+@app.command()
+def bench(
+    engines: Engines,
+    images: Images,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="A batch size to time; may be repeated. [default: 1]")] = None,
+    seconds: Annotated[float, typer.Option(help="How long each engine is timed at each batch size.")] = 3.0,
+    report: Annotated[Path | None, typer.Option(help="Also write a self-contained HTML report.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Measure latency, throughput and accuracy of engines side by side, in turns."""
+    from vitedge import pipeline
+    from vitedge.bench.report import environment, write_report
+    from vitedge.images import list_images
+
+    notes: list[str] = []
+    folders = [find_engine(engine) for engine in engines]
+    with _terminal() as terminal:
+        rows = pipeline.bench_step(folders, list_images(images), batch or [1], seconds, notes=notes, watcher=terminal)
+    _print_rows(rows, notes, json_file)
+    if report:
+        write_report(report, rows, environment())
+        out.print(f"report: {report}", soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Build and run a small INT8 model with every backend, and say what to do where that fails."""
+    from vitedge.bench.report import environment
+    from vitedge.doctor import examine
+
+    for key, value in environment().items():
+        out.print(f"[dim]{key:<16}[/] {escape(value)}", soft_wrap=True)
+    findings = examine()
+    words = {True: "[green]PASS[/]", False: "[red]FAIL[/]", None: "[yellow]none[/]"}
+    for finding in findings:
+        out.print(f"{words[finding.passed]}  [bold]{finding.backend:<12}[/] {escape(finding.text)}", soft_wrap=True)
+        if finding.hint:
+            out.print(f"      [dim]{escape(finding.hint)}[/]", soft_wrap=True)
+    if not any(finding.passed for finding in findings):
+        raise VitEdgeError("no backend works here", hint="pip install 'vitedge[cpu]'")
+    if any(finding.passed is False for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="Where to set up the workspace.")] = Path()) -> None:
+    """Set up a workspace: calibration/ and engines/ with a recipe, a target and what they mean."""
+    for path, written in init_workspace(folder).items():
+        out.print(f"{'wrote' if written else 'kept '}  {path}", soft_wrap=True)
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Option("--filter", help="Show names that contain this.")] = "vit") -> None:
+    """Show how models are named, and which names the installed packages know."""
+    from vitedge.compiler.catalogue import FORMS, known_names
+
+    table = Table("MODEL", "what it is", "needs", box=None, pad_edge=False)
+    for form in FORMS:
+        table.add_row(form.example, form.text, form.needs)
+    out.print(table)
+    for kind, names in known_names(pattern).items():
+        out.print(f"\n[bold]{kind}:[/] {len(names)} names contain {pattern!r}")
+        out.print(", ".join(names))
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        out.print(f"vitedge {vitedge.__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a VitEdgeError becomes two lines on stderr and exit status 1."""
+    try:
+        app()
+    except VitEdgeError as error:
+        err.print(f"[red bold]error:[/] {escape(str(error))}", soft_wrap=True)
+        if error.hint:
+            err.print(f"[bold]hint:[/]  {escape(error.hint)}", soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("interrupted; what was finished is kept, and the next run goes on from there")
+        sys.exit(130)
+
+
+def _terminal() -> Any:
+    import contextlib
+
+    return contextlib.closing(Terminal())
+
+
+def _print_rows(rows: Sequence[BenchRow], notes: Sequence[str], json_file: Path | None) -> None:
+    from vitedge.bench.report import environment, headline, rows_to_json, table
+
+    out.print(table(rows))
+    out.print(headline(rows), soft_wrap=True)
+    _print_notes(notes)
+    if json_file:
+        write_json(json_file, rows_to_json(rows, environment()))
+
+
+def _print_notes(notes: Sequence[str], most: int = 5) -> None:
+    for note in notes[:most]:
+        err.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+    if len(notes) > most:
+        err.print(f"[yellow]note:[/] and {len(notes) - most} more of the kind")
+
+
+def _as_text(frame: Frame, prediction: Prediction) -> str:
+    """One line for a person: name or number, answer, milliseconds."""
+    timing = prediction.timing
+    answer = "  ".join(f"{escape(label)} {probability:.1%}" for label, probability in prediction.top)
+    if not answer:
+        answer = f"{list(prediction.array.shape)} from {prediction.array.min():.3f} to {prediction.array.max():.3f}"
+    name = escape(frame.name) or f"{frame.index:5}"
+    return f"{name}  {answer}  [dim]preprocess {timing.preprocess_ms:.1f}  infer {timing.infer_ms:.1f} ms[/]"
+
+
+def _as_json(frame: Frame, prediction: Prediction) -> dict[str, Any]:
+    """One line for a machine; of an array only its shape and range, since a map has 50,000 values."""
+    array = prediction.array
+    result: dict[str, Any] = {"index": frame.index, "name": frame.name, "timing": to_dict(prediction.timing)}
+    if prediction.top:
+        return result | {"top": [{"label": label, "probability": p} for label, p in prediction.top]}
+    return result | {"shape": list(array.shape), "min": float(array.min()), "max": float(array.max())}

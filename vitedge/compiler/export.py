@@ -1,0 +1,199 @@
+"""A torch module and its card in, an ONNX file that has been compared with the module out.
+
+    nn.Module -> torch.onnx (opset 20, dynamic batch) -> simplify -> integer input -> compared with torch -> model.onnx
+
+LayerNormalization and Gelu stay single nodes, nodes carry the names of the torch modules they came from, and the
+ModelCard travels in the metadata. Knows nothing of quantization or backends.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from vitedge.compiler.graph import check_finite, linears, producers, rename_constant, rename_tensor, save, set_metadata
+from vitedge.compiler.patches import integer_input
+from vitedge.compiler.simplify import simplify
+from vitedge.errors import ModelError
+from vitedge.preprocess import input_dtype, input_shape, write_input
+from vitedge.specs import ModelCard, Preprocess, TensorSpec
+
+OPSET = 20  # the first with Gelu, the last that TensorRT 10.3 documents
+MAX_BATCH = 4096
+OUTPUTS = {"classify": "logits", "embed": "embedding", "dense": "map"}
+TOLERANCE = 1e-4  # of the output's range
+Image = NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Difference:
+    """How far ONNX and torch lie apart: the largest absolute difference, as a part of the output's range."""
+
+    random: float
+    real: float | None
+
+    @property
+    def worst(self) -> float:
+        """The larger of the two."""
+        return max(self.random, self.real or 0.0)
+
+
+def export(
+    module: torch.nn.Module, card: ModelCard, path: Path, *, images: Iterable[Image] = (), tolerance: float = 1e-4
+) -> Difference:
+    """Write `module` to `path` as ONNX with the integer input of the contract, and return how exact it is.
+
+    images: real pictures, uint8[H, W, 3], compared besides random ones. A difference above `tolerance` (of the output's
+    range), a module that cannot be exported, and NaN anywhere are ModelErrors, and nothing is written.
+    """
+    module = module.eval()
+    model, card = convert(module, card)
+    difference = compare(module, model, card, images)
+    if not difference.worst <= tolerance:  # also when it is NaN
+        raise ModelError(
+            f"the exported model differs from torch by {difference.worst:.1e} of the output's range, more than {tolerance:.0e}",
+            hint="look for data-dependent branches in forward(); --tolerance accepts a larger difference",
+        )
+    save(model, path)
+    return difference
+
+
+def convert(module: torch.nn.Module, card: ModelCard) -> tuple[ModelProto, ModelCard]:
+    """The module as an ONNX graph of integer input, and the card with inputs and outputs filled in."""
+    model = _trace(module, card.preprocess)
+    _name_nodes(model)
+    _name_tensors(model, OUTPUTS[card.task])
+    check_finite(model, card.name)
+    simplify(model)
+    card = integer_input(model, card)
+    card = dataclasses.replace(card, outputs=tuple(_spec(output) for output in model.graph.output))
+    if card.task == "classify" and card.labels and card.outputs[0].shape[-1] != len(card.labels):
+        raise ModelError(f"{card.name} has {card.outputs[0].shape[-1]} outputs but {len(card.labels)} labels")
+    set_metadata(model, card=card, variant="fp32")
+    model.producer_name, model.graph.name = "vitedge", card.name
+    return model, card
+
+
+def compare(module: torch.nn.Module, model: ModelProto, card: ModelCard, images: Iterable[Image] = ()) -> Difference:
+    """Run both on random pixels at batch 1 and 5, and on `images` one by one."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    generator = np.random.default_rng(0)
+    pixels = [generator.integers(0, 256, (*card.preprocess.size, 3), np.uint8) for _ in range(5)]
+    random = max(_difference(module, session, card, batch) for batch in (pixels[:1], pixels))
+    real = [_difference(module, session, card, [image]) for image in images]
+    return Difference(random, max(real) if real else None)
+
+
+def _trace(module: torch.nn.Module, spec: Preprocess) -> ModelProto:
+    """torch.onnx.export with a dynamic batch, its chatter silenced and its error made one sentence."""
+    example = torch.zeros(2, spec.channels, *spec.size)  # torch.export takes a batch of 1 for a constant
+    shapes = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},)
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                module, (example,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
+            )
+        except Exception as error:  # the exporter wraps whatever forward() or a converter raised
+            cause = error.__cause__ or error
+            reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+            raise ModelError(
+                f"torch cannot export {type(module).__name__}: {reason}",
+                hint=f"forward() must take one float32[B, {spec.channels}, {spec.size[0]}, {spec.size[1]}], for any B",
+            ) from error
+    assert program is not None  # None only for the legacy exporter
+    return program.model_proto
+
+
+def _name_nodes(model: ModelProto) -> None:
+    """Name each node after the torch module it came from, and drop the exporter's notes, which hold paths of this machine."""
+    seen: Counter[str] = Counter()
+    for node in model.graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        scope = scopes[-2] if len(scopes) > 1 else ""
+        name = scope if scope and node.op_type in ("MatMul", "Gemm", "Conv") else f"{scope}/{node.op_type}"
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}.{seen[name]}"
+        del node.metadata_props[:]
+    for entry in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        del entry.metadata_props[:]
+    del model.graph.metadata_props[:]
+
+
+def _name_tensors(model: ModelProto, output: str) -> None:
+    """Name the weights after their Linears, and the outputs after the task."""
+    for linear in linears(model):
+        rename_constant(model, linear.weight, f"{linear.name}.weight")
+    makers = producers(model)
+    for index, entry in enumerate(model.graph.output):
+        new = output if index == 0 else f"{output}.{index}"
+        if new in makers:  # an inner tensor happens to have that name
+            rename_tensor(model, new, f"{new}.inner", makers[new])
+        rename_constant(model, new, f"{new}.inner")
+        rename_tensor(model, entry.name, new, makers[entry.name])
+        entry.name = new
+
+
+def _spec(output: Any) -> TensorSpec:
+    dims = output.type.tensor_type.shape.dim
+    return TensorSpec(output.name, (None, *(d.dim_value for d in dims[1:])), "float32")
+
+
+def _difference(module: torch.nn.Module, session: Any, card: ModelCard, images: list[Image]) -> float:
+    """The largest absolute difference over the outputs, as a part of each output's range."""
+    rows = np.empty((len(images), *input_shape(card)), input_dtype(card))
+    for row, image in zip(rows, images, strict=True):
+        write_input(image, card, row)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(_normalised(rows, card)))
+    expected = [expected] if isinstance(expected, torch.Tensor) else list(expected)
+    given = session.run(None, {session.get_inputs()[0].name: rows})
+    worst = 0.0
+    for a, b in zip(given, expected, strict=True):
+        reference = b.numpy()
+        if not np.isfinite(reference).all():
+            raise ModelError(
+                f"{card.name} gives NaN or infinite outputs in torch", hint="the checkpoint is damaged or does not fit"
+            )
+        worst = max(worst, float(np.abs(a - reference).max() / max(float(np.ptp(reference)), 1e-12)))
+    return worst
+
+
+def _normalised(rows: NDArray[Any], card: ModelCard) -> NDArray[np.float32]:
+    """What torch would have been fed: the pixels of `rows` as normalised float32[B, C, H, W], in the textbook way."""
+    spec = card.preprocess
+    if card.patch:
+        grid = (spec.size[0] // card.patch, spec.size[1] // card.patch)
+        pixels = rows.view(np.uint8) ^ 0x80
+        pixels = pixels.reshape(len(rows), *grid, card.patch, card.patch, spec.channels).transpose(0, 1, 3, 2, 4, 5)
+        rows = pixels.reshape(len(rows), *spec.size, spec.channels)
+    scaled = (rows.astype(np.float32) / 255 - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Keep the exporter's notes on packages it does not find, and its progress lines, off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,190 @@
+"""Small pure helpers on `onnx.ModelProto`: look things up, put things in, drop what nothing needs.
+
+Every graph pass of the compiler is written with these; none of them knows what a Vision Transformer is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from vitedge.errors import ModelError
+from vitedge.specs import ModelCard, Recipe, from_dict, to_dict
+from vitedge.workspace import write_file
+
+Array = NDArray[Any]
+PROTOBUF_LIMIT = 2**31 - 1  # bytes; a protobuf message cannot be longer
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Linear:
+    """A matrix product with constant weights: what gets quantized.
+
+    name: the torch module it came from, e.g. "blocks.0.attn.qkv". input, weight: tensor names.
+    axis: the axis of the weight that runs over output channels.
+    """
+
+    name: str
+    node: NodeProto
+    input: str
+    weight: str
+    axis: int
+
+
+def load(path: Path) -> ModelProto:
+    """Read an ONNX file; a damaged one, or one with NaN or infinite weights, is a ModelError."""
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} does not exist") from error
+    except Exception as error:  # protobuf, the checker and external data each raise their own types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{path} is not a readable ONNX model: {reason}", hint="export it again") from error
+    check_finite(model, str(path))
+    return model
+
+
+def save(model: ModelProto, path: Path) -> None:
+    """Write an ONNX file whole or not at all."""
+    if model.ByteSize() > PROTOBUF_LIMIT:
+        raise ModelError(f"the model takes {model.ByteSize() / 2**30:.1f} GiB, but an ONNX file holds 2 GiB at most")
+    write_file(path, model.SerializeToString())
+
+
+def check_finite(model: ModelProto, where: str) -> None:
+    """Raise a ModelError that names the first weight tensor with a NaN or an infinity in it."""
+    for name, array in constants(model).items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = int(array.size - np.isfinite(array).sum())
+            raise ModelError(
+                f"{where}: the weight {name!r} holds {bad} NaN or infinite values of {array.size}",
+                hint="the checkpoint is damaged or its training diverged; use an earlier one",
+            )
+
+
+def constants(model: ModelProto) -> dict[str, Array]:
+    """All initializers, by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def producers(model: ModelProto) -> dict[str, NodeProto]:
+    """The node that makes each tensor."""
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def consumers(model: ModelProto) -> dict[str, list[NodeProto]]:
+    """The nodes that read each tensor."""
+    readers: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    return readers
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """The value of a node's attribute, or `default` where it has none."""
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def put_constant(model: ModelProto, name: str, array: Array) -> str:
+    """Add an initializer, or replace the one of that name; returns the name."""
+    tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+    for existing in model.graph.initializer:
+        if existing.name == name:
+            existing.CopyFrom(tensor)
+            return name
+    model.graph.initializer.append(tensor)
+    return name
+
+
+def put_nodes(model: ModelProto, nodes: Iterable[NodeProto], *, before: NodeProto) -> None:
+    """Insert `nodes` in front of `before`, which keeps the graph in topological order."""
+    position = next(i for i, node in enumerate(model.graph.node) if node is before)
+    for offset, node in enumerate(nodes):
+        model.graph.node.insert(position + offset, node)
+
+
+def rewire(model: ModelProto, old: str, new: str, readers: Iterable[NodeProto] | None = None) -> None:
+    """Let `readers` (default: all, and the graph's outputs) read the tensor `new` where they read `old`."""
+    for node in model.graph.node if readers is None else readers:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+    if readers is None and any(output.name == old for output in model.graph.output):
+        maker = producers(model)[new]  # a graph's output keeps its name, so its maker takes that name over
+        rename_tensor(model, new, old, maker)
+
+
+def rename_tensor(model: ModelProto, old: str, new: str, maker: NodeProto) -> None:
+    """Give the tensor `old`, made by `maker`, the name `new` everywhere."""
+    maker.output[list(maker.output).index(old)] = new
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+
+
+def prune(model: ModelProto) -> None:
+    """Drop nodes that lead to no output, initializers that nobody reads, and stale shape annotations."""
+    wanted = {output.name for output in model.graph.output}
+    kept = []
+    for node in reversed(model.graph.node):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(kept))
+    initializers = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(initializers)
+    del model.graph.value_info[:]
+
+
+def rename_constant(model: ModelProto, old: str, new: str) -> None:
+    """Give the initializer `old` the name `new` everywhere."""
+    for tensor in model.graph.initializer:
+        if tensor.name == old:
+            tensor.name = new
+    rewire(model, old, new)
+
+
+def linears(model: ModelProto) -> list[Linear]:
+    """Every MatMul and Gemm with a constant two-dimensional weight, in execution order."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    found = []
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights and not attribute(node, "transA", 0):
+            axis = 0 if attribute(node, "transB", 0) else 1
+            found.append(Linear(node.name, node, node.input[0], node.input[1], axis))
+    return found
+
+
+def metadata(model: ModelProto) -> dict[str, str]:
+    """The key-value pairs that travel with the model."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def set_metadata(model: ModelProto, *, card: ModelCard, variant: str, recipe: Recipe | None = None) -> None:
+    """Write what vitedge must know later into the ONNX metadata."""
+    entries = {"vitedge.card": json.dumps(to_dict(card)), "vitedge.variant": variant}
+    if recipe is not None:
+        entries["vitedge.recipe"] = json.dumps(to_dict(recipe))
+    helper.set_model_props(model, entries)
+
+
+def model_card(model: ModelProto) -> ModelCard:
+    """The ModelCard in the metadata; a ModelError for an ONNX file that vitedge did not export."""
+    text = metadata(model).get("vitedge.card")
+    if text is None:
+        raise ModelError("this ONNX file was not exported by vitedge", hint="start from the model: vitedge export MODEL")
+    return from_dict(ModelCard, json.loads(text))

@@ -1,0 +1,279 @@
+"""A name or a file in, a torch module and its ModelCard out.
+
+    path/file.py:factory    any module; the factory returns (module, ModelCard)
+    hf:ORG/NAME             Hugging Face transformers, or a local folder written by save_pretrained
+    timm:NAME               PyTorch Image Models
+    torchvision:NAME        torchvision
+
+How images are prepared is read from the model's own config and never guessed: where a config does not say, that is an
+error which asks for a --preprocess file. Knows nothing of ONNX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitedge.errors import MissingPackageError, ModelError, VitEdgeError
+from vitedge.specs import Interpolation, ModelCard, Preprocess, Resize, from_dict
+from vitedge.workspace import read_toml
+
+PILLOW_FILTERS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
+NESTED = ("state_dict", "model_state_dict", "model", "module", "net")  # where training scripts put the weights
+WRAPPED = ("module.", "_orig_mod.", "model.")  # prefixes of DataParallel, torch.compile and Lightning
+
+
+class Only(nn.Module):
+    """Calls `model` on images and keeps the one output that `pick` chooses, since an engine has one answer."""
+
+    def __init__(self, model: nn.Module, pick: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.pick = pick
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32[B, C, H, W] -> the chosen output."""
+        return self.pick(self.model(images))
+
+
+def load_model(name: str, checkpoint: Path | None = None, preprocess: Path | None = None) -> tuple[nn.Module, ModelCard]:
+    """The module in evaluation mode with its weights, and its card.
+
+    checkpoint: .safetensors, or .pth/.pt/.bin read with weights_only=True; its keys must fit exactly.
+    preprocess: a TOML file with the keys of Preprocess, in place of what the model's config says.
+    """
+    given = from_dict(Preprocess, read_toml(preprocess)) if preprocess else None
+    kind, _, rest = name.partition(":")
+    loaders = {"hf": _from_transformers, "timm": _from_timm, "torchvision": _from_torchvision}
+    if kind in loaders and rest:
+        module, card = loaders[kind](rest, checkpoint is None, given)
+    elif ".py:" in name:
+        module, card = _from_file(name, given)
+    else:
+        hint = "give path/file.py:factory, hf:ORG/NAME, timm:NAME or torchvision:NAME; `vitedge models` lists examples"
+        raise ModelError(f"{name!r} does not name a model", hint=hint)
+    if checkpoint is not None:
+        load_weights(module.model if isinstance(module, Only) else module, checkpoint)
+    return module.eval().requires_grad_(False), card
+
+
+def load_weights(module: nn.Module, checkpoint: Path) -> None:
+    """Load a checkpoint into `module`; every key and every shape must fit, or a ModelError names those that do not."""
+    state = _unwrap(_read_checkpoint(checkpoint))
+    wanted = module.state_dict()
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or unexpected:
+        parts = [
+            f"{len(keys)} {what} ({_few(keys)})" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys
+        ]
+        raise ModelError(
+            f"{checkpoint} does not fit the model: {' and '.join(parts)} of {len(wanted)} keys",
+            hint="is it the checkpoint of this architecture, with the same number of classes?",
+        )
+    for key, value in state.items():
+        if value.shape != wanted[key].shape:
+            shapes = f"{tuple(value.shape)} in the file, {tuple(wanted[key].shape)} in the model"
+            raise ModelError(f"{checkpoint} does not fit the model: {key!r} is {shapes}")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ModelError(f"{checkpoint}: the weight {key!r} holds NaN or infinite values", hint="use an earlier checkpoint")
+    module.load_state_dict(state)
+
+
+def _from_file(name: str, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
+    """path/file.py:factory, where factory() returns (module, ModelCard), or a module alone beside a --preprocess file."""
+    file, _, factory = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ModelError(f"there is no file {file}", hint="MODEL is path/file.py:factory")
+    make = getattr(_import_file(path), factory, None)
+    if not callable(make):
+        raise ModelError(f"{file} has no function {factory!r}")
+    made = make()
+    module, card = made if isinstance(made, tuple) else (made, None)
+    if card is None and given is not None:
+        card = ModelCard(factory, "classify", given)
+    if not isinstance(module, nn.Module) or not isinstance(card, ModelCard):
+        raise ModelError(
+            f"{name} must return (nn.Module, ModelCard), not {type(made).__name__}",
+            hint="see examples/fashion_mnist/model.py, or pass --preprocess FILE.toml with size, mean, std",
+        )
+    return module, dataclasses.replace(card, preprocess=given or card.preprocess)
+
+
+def _from_transformers(name: str, pretrained: bool, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
+    transformers = _require("transformers", "hf")
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        config = getattr(config, "vision_config", config)  # the vision tower of CLIP and SigLIP
+        names = config.architectures or []
+        classify = any(n.endswith("ForImageClassification") for n in names)
+        auto = transformers.AutoModelForImageClassification if classify else _tower(transformers, config)
+        module = auto.from_pretrained(name) if pretrained else auto.from_config(config)
+        card_spec = given or _hf_preprocess(transformers.ImageProcessingMixin.get_image_processor_dict(name)[0], name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"cannot load hf:{name}: {reason}", hint="check the name, or give a folder from save_pretrained"
+        ) from error
+    short = name.rstrip("/").rpartition("/")[2]
+    if classify:
+        labels = tuple(config.id2label[i] for i in sorted(config.id2label))
+        return Only(module, lambda out: out.logits), ModelCard(short, "classify", card_spec, labels=labels)
+    return Only(module, _embedding), ModelCard(short, "embed", card_spec)
+
+
+def _tower(transformers: ModuleType, config: Any) -> Any:
+    """The class that loads a vision tower alone out of a two-tower checkpoint, else AutoModel."""
+    towers = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
+    return getattr(transformers, towers.get(config.model_type, "AutoModel"))
+
+
+def _embedding(output: Any) -> Tensor:
+    """One vector an image: the pooled output, or the first token where a model has no pooler."""
+    pooled: Tensor | None = getattr(output, "pooler_output", None)
+    return output.last_hidden_state[:, 0] if pooled is None else pooled
+
+
+def _hf_preprocess(config: Mapping[str, Any], name: str) -> Preprocess:
+    """Preprocess from an image processor's config; what it leaves out or vitedge cannot reproduce is an error."""
+    try:
+        shorter_side = "shortest_edge" in config["size"]
+        before = _sides(config["size"])
+        size = _sides(config["crop_size"]) if config.get("do_center_crop") else before
+        usual = config["do_resize"] and config["do_normalize"] and abs(config["rescale_factor"] * 255 - 1) < 1e-6
+        preprocess = Preprocess(
+            size=size, resize="crop" if shorter_side else "squash", crop_pct=size[0] / before[0],
+            interpolation=PILLOW_FILTERS[config["resample"]], mean=tuple(config["image_mean"]), std=tuple(config["image_std"]),
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise _cannot_prepare(f"hf:{name}", f"{error} is missing or unusual") from error
+    if not usual or (shorter_side and not config.get("do_center_crop")):
+        raise _cannot_prepare(f"hf:{name}", "it is not resize, center crop, value / 255, normalise")
+    return preprocess
+
+
+def _sides(size: int | Mapping[str, int]) -> tuple[int, int]:
+    """(height, width) of a size as image processors write it."""
+    if isinstance(size, int):
+        return size, size
+    return (size["shortest_edge"],) * 2 if "shortest_edge" in size else (size["height"], size["width"])
+
+
+def _from_timm(name: str, pretrained: bool, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
+    timm = _require("timm", "timm")
+    try:
+        module = timm.create_model(name, pretrained=pretrained)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ModelError(f"cannot load timm:{name}: {error}", hint="`vitedge models --filter vit` lists the names") from error
+    config = timm.data.resolve_model_data_config(module)
+    return module, _timm_card(timm, module, name, given or _timm_preprocess(config, name))
+
+
+def _timm_card(timm: Any, module: Any, name: str, preprocess: Preprocess) -> ModelCard:
+    if module.num_classes == 0:
+        return ModelCard(name, "embed", preprocess)
+    subset = timm.data.infer_imagenet_subset(module)
+    info = timm.data.ImageNetInfo(subset) if subset else None
+    labels = tuple(info.index_to_description(i) for i in range(module.num_classes)) if info else ()
+    return ModelCard(name, "classify", preprocess, labels=labels)
+
+
+def _timm_preprocess(config: Mapping[str, Any], name: str) -> Preprocess:
+    try:
+        channels, height, width = config["input_size"]
+        modes: dict[str, Resize] = {"center": "crop", "squash": "squash"}
+        return Preprocess(
+            size=(height, width), resize=modes[config["crop_mode"]], crop_pct=config["crop_pct"],
+            interpolation=config["interpolation"], mean=tuple(config["mean"]), std=tuple(config["std"]), channels=channels,
+        )  # fmt: skip
+    except KeyError as error:
+        raise _cannot_prepare(f"timm:{name}", f"{error} is missing or unusual") from error
+
+
+def _from_torchvision(name: str, pretrained: bool, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
+    torchvision = _require("torchvision", "torchvision")
+    try:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+    except ValueError as error:
+        raise ModelError(f"torchvision has no model {name!r}", hint="`vitedge models --filter vit` lists the names") from error
+    module = torchvision.models.get_model(name, weights=weights if pretrained else None)
+    transform = weights.transforms()
+    spec = given or Preprocess(
+        size=(transform.crop_size[0],) * 2, resize="crop", crop_pct=transform.crop_size[0] / transform.resize_size[0],
+        interpolation=transform.interpolation.value, mean=tuple(transform.mean), std=tuple(transform.std),
+    )  # fmt: skip
+    return module, ModelCard(name, "classify", spec, labels=tuple(weights.meta["categories"]))
+
+
+def _cannot_prepare(name: str, reason: str) -> ModelError:
+    return ModelError(
+        f"the config of {name} does not say how its images are prepared in a way that vitedge reproduces: {reason}",
+        hint="say it with --preprocess FILE.toml (size, resize, crop_pct, interpolation, mean, std)",
+    )
+
+
+def _read_checkpoint(path: Path) -> Any:
+    """The content of a checkpoint; never runs code from it."""
+    if not path.is_file():
+        raise ModelError(f"there is no checkpoint {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} is refused: it is not a plain file of tensors and may run code when it is loaded",
+            hint="save model.state_dict() instead of the model, best as .safetensors",
+        ) from error
+    except Exception as error:  # safetensors, zipfile, torch and the operating system each raise their own
+        raise ModelError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}", hint="is it complete?") from error
+
+
+def _unwrap(state: Any) -> dict[str, Tensor]:
+    """The state dict inside what a training script saved, without the prefixes that wrappers add."""
+    while isinstance(state, Mapping) and (key := next((k for k in NESTED if isinstance(state.get(k), Mapping)), None)):
+        state = state[key]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError("the checkpoint holds no state dict of tensors", hint="save model.state_dict()")
+    for prefix in WRAPPED:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return dict(state)
+
+
+def _few(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
+
+
+def _require(package: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingPackageError(package, extra) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a Python file by path, with its own folder importable, as `python file.py` would have it."""
+    spec = importlib.util.spec_from_file_location(f"vitedge_model_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, OSError, ValueError, TypeError, NameError, AttributeError) as error:
+        raise VitEdgeError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    return module

@@ -1,0 +1,37 @@
+"""Every error that a user can cause or mend, each one sentence and a hint.
+
+VitEdgeError              anything below; the command line prints `error:` and `hint:` and exits 1
+├─ MissingPackageError    a package of an optional extra is not installed
+├─ ImageError             one image or frame cannot be decoded; streams skip it and count
+├─ ModelError             a model or ONNX file cannot be exported, calibrated or quantized
+└─ EngineError            an engine directory cannot be built, opened or fed
+"""
+
+from __future__ import annotations
+
+
+class VitEdgeError(Exception):
+    """What went wrong, with the values that disagree, and in `hint` what to do about it."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class MissingPackageError(VitEdgeError):
+    """`package` is needed and comes with the extra `extra` of vitedge."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"the package {package!r} is not installed", hint=f"pip install 'vitedge[{extra}]'")
+
+
+class ImageError(VitEdgeError):
+    """An image or video frame that cannot be decoded."""
+
+
+class ModelError(VitEdgeError):
+    """A checkpoint, module or ONNX graph that does not fit what was asked of it."""
+
+
+class EngineError(VitEdgeError):
+    """An engine that cannot be built, opened or fed."""

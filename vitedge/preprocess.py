@@ -1,0 +1,140 @@
+"""An image in, one row of an engine's input out, on the CPU.
+
+    uint8[H, W, 3] RGB  ->  resized, cropped uint8[h, w, C]  ->  int8[N, P*P*C] patches, or the image itself
+
+This is the reference that every other implementation (the CUDA kernel) has to equal to within one grey level. It equals
+in turn what torchvision's and timm's evaluation transforms do with Pillow. No mean, std or float: the engine has those
+folded into its first layer. Knows nothing of files, cameras, batches or engines.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitedge.errors import VitEdgeError
+from vitedge.specs import ModelCard, Preprocess
+
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTER_RADIUS = {"bicubic": 2, "bilinear": 1}  # in pixels of the source, or of the result where that is coarser
+SIGN_BIT = np.uint8(0x80)
+
+
+def write_input(image: NDArray[np.uint8], card: ModelCard, out: NDArray[Any]) -> None:
+    """Resize `image`, uint8[H, W, 3] RGB, and write it to `out`, one C-contiguous row of the engine's input.
+
+    out: int8[N, P*P*C] where the card has a patch: patches in raster order, each [py][px][c], values pixel - 128;
+    else uint8[h, w, C]. A VitEdgeError says which dtype or shape does not fit.
+    """
+    expected = f"{input_dtype(card)}{list(input_shape(card))}"
+    if out.shape != input_shape(card) or out.dtype != input_dtype(card) or not out.flags.c_contiguous:
+        raise VitEdgeError(f"the input buffer of {card.name} must be a contiguous {expected}, not {_described(out)}")
+    pixels = resize(image, card.preprocess)
+    if card.patch is None:
+        out[...] = pixels
+    else:
+        rows, columns = _grid(card.preprocess, card.patch)
+        patched = pixels.reshape(rows, card.patch, columns, card.patch, -1).transpose(0, 2, 1, 3, 4)
+        np.bitwise_xor(patched, SIGN_BIT, out=out.view(np.uint8).reshape(patched.shape))
+
+
+def input_shape(card: ModelCard) -> tuple[int, ...]:
+    """The shape of one input row: (patches, P*P*C), or (h, w, C) of a model without a patch."""
+    spec = card.preprocess
+    if card.patch is None:
+        return (*spec.size, spec.channels)
+    rows, columns = _grid(spec, card.patch)
+    return rows * columns, card.patch * card.patch * spec.channels
+
+
+def input_dtype(card: ModelCard) -> np.dtype[Any]:
+    """int8 for patches, uint8 for an image."""
+    return np.dtype(np.uint8 if card.patch is None else np.int8)
+
+
+def patches_to_image(patches: NDArray[np.int8], card: ModelCard) -> NDArray[np.uint8]:
+    """The image, uint8[h, w, C], that `patches`, int8[N, P*P*C], were cut from: to look at what an engine was fed."""
+    if card.patch is None:
+        raise VitEdgeError(f"{card.name} takes an image, not patches")
+    if patches.shape != input_shape(card) or patches.dtype != np.int8:
+        raise VitEdgeError(f"the patches of {card.name} must be int8{list(input_shape(card))}, not {_described(patches)}")
+    rows, columns = _grid(card.preprocess, card.patch)
+    pixels: NDArray[np.uint8] = patches.view(np.uint8) ^ SIGN_BIT
+    pixels = pixels.reshape(rows, columns, card.patch, card.patch, -1).transpose(0, 2, 1, 3, 4)
+    return pixels.reshape(*card.preprocess.size, card.preprocess.channels)
+
+
+def resize(image: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.uint8]:
+    """`image`, uint8[H, W, 3] RGB, resized and center-cropped to uint8[h, w, C]; grey (C = 1) is ITU-R 601-2 luma.
+
+    An image that needs no resizing comes back as a view of itself. A VitEdgeError says what else was given.
+    """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
+        raise VitEdgeError(f"an image must be a non-empty uint8[height, width, 3] in RGB order, not {_described(image)}")
+    source, (height, width) = (image.shape[0], image.shape[1]), spec.size
+    scaled = _scaled_size(source, spec)
+    # round() takes a half to the even neighbour; so does torchvision's center_crop
+    top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
+    if scaled == source:
+        cropped = image[top : top + height, left : left + width]
+        return cropped if spec.channels == 3 else np.asarray(_picture(cropped, spec))[..., None]
+    # Resizing no more than the crop keeps halves the time and bounds the memory, whatever the aspect ratio.
+    rows = _span(top, height, source[0] / scaled[0], source[0])
+    columns = _span(left, width, source[1] / scaled[1], source[1])
+    return np.asarray(_resample(image, spec, rows, columns)).reshape(height, width, spec.channels)
+
+
+def _span(start: int, length: int, step: float, limit: int) -> tuple[float, float]:
+    """The source coordinates of `length` resized pixels from `start` on, each `step` source pixels wide."""
+    return start * step, min((start + length) * step, limit)
+
+
+def _resample(image: NDArray[np.uint8], spec: Preprocess, rows: tuple[float, float], columns: tuple[float, float]) -> Image.Image:
+    """The given rows and columns of `image` at `spec.size`; the filter sees beyond them, as it does in a resized whole.
+
+    Across, then down, in two calls, since models were trained so: one call of Pillow 13 would go down first for some
+    shapes, and the 8 bits in between make that differ by 20 levels at hard edges. Pillow keeps a box in float32, so where
+    exact arithmetic meets a tie (x.5) in both passes, a pixel may end up two levels off: 3 in a million, of pure noise.
+    """
+    height, width = spec.size
+    reach = math.ceil(FILTER_RADIUS[spec.interpolation] * max(1, (rows[1] - rows[0]) / height)) + 1
+    first, last = max(0, math.floor(rows[0]) - reach), min(image.shape[0], math.ceil(rows[1]) + reach)
+    resampling = RESAMPLING[spec.interpolation]
+    narrow = _picture(image[first:last], spec).resize(
+        (width, last - first), resampling, (columns[0], 0, columns[1], last - first)
+    )
+    return narrow.resize((width, height), resampling, (0, rows[0] - first, width, rows[1] - first))
+
+
+def _scaled_size(source: tuple[int, int], spec: Preprocess) -> tuple[int, int]:
+    """The (height, width) of the whole image once resized, of which the center is cut to `spec.size`."""
+    # the 1e-6 makes 256 of 224 / (224 / 256), whatever the last bit of a crop_pct that was itself a quotient
+    target_height, target_width = (math.floor(side / spec.crop_pct + 1e-6) for side in spec.size)
+    if spec.resize == "squash":
+        return target_height, target_width
+    height, width = source
+    # torchvision's Resize truncates the longer side; timm's ResizeKeepRatio, for a size that is not square, rounds it
+    whole = math.floor if target_height == target_width else round
+    if height * target_width <= width * target_height:
+        return target_height, whole(width * target_height / height)
+    return whole(height * target_width / width), target_width
+
+
+def _picture(image: NDArray[np.uint8], spec: Preprocess) -> Image.Image:
+    picture = Image.fromarray(image)
+    return picture if spec.channels == 3 else picture.convert("L")
+
+
+def _grid(spec: Preprocess, patch: int) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    if patch < 1 or any(side % patch for side in spec.size):
+        raise VitEdgeError(f"an image of {spec.size} (height, width) cannot be cut into patches of {patch} x {patch}")
+    return spec.size[0] // patch, spec.size[1] // patch
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -1,0 +1,118 @@
+"""An engine directory in, an open engine out.
+
+    with open_engine("engines/fashion-vit/int8-0123456789ab") as engine:
+        engine.input[0] = ...            # written in place by preprocessing
+        scores = engine.run(1)           # float32[1, classes]
+
+Everything that could make an engine give wrong answers is checked before it is opened. Needs numpy and one backend;
+knows nothing of torch or onnx.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge.backends import Session, load_backend
+from vitedge.backends.build import plan_sha256
+from vitedge.errors import EngineError, VitEdgeError
+from vitedge.specs import Manifest, from_dict
+from vitedge.workspace import read_json
+
+
+def open_engine(path: str | Path) -> Engine:
+    """Open the engine in the directory `path`, after checking that it is whole and fits this machine.
+
+    EngineError: not an engine, a plan that was changed or cut short, one made by a newer backend, or one whose float
+    type this device does not compute in.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    backend = load_backend(manifest.backend)
+    missing = [name for name in backend.PLAN if not (folder / name).is_file()]
+    if missing or plan_sha256(folder, backend.PLAN) != manifest.plan_sha256:
+        what = f"{missing[0]} is missing" if missing else "its plan is not the one that its manifest describes"
+        raise EngineError(f"{folder} is damaged: {what}", hint="it was cut short or changed; build it again, or copy it again")
+    if _release(manifest.backend_version) > _release(backend.version()):
+        raise EngineError(
+            f"{folder} was built with {manifest.backend} {manifest.backend_version}, but {backend.version()} is installed",
+            hint=f"pip install -U '{backend.PACKAGE}>={manifest.backend_version}', or build the engine again here",
+        )
+    if manifest.float_type not in backend.float_types():
+        raise EngineError(
+            f"{folder} computes in {manifest.float_type}, which {backend.device()} does not do natively",
+            hint="build the engine again on this machine",
+        )
+    return Engine(folder, manifest, backend.open(folder, manifest.card, manifest.target, manifest.float_type))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an engine directory."""
+    if not (folder / "manifest.json").is_file():
+        hint = "an engine is a directory such as engines/<model>/int8-0123456789ab, made by `vitedge build`"
+        raise EngineError(f"{folder} is not an engine: it has no manifest.json", hint=hint)
+    try:
+        return from_dict(Manifest, read_json(folder / "manifest.json"))
+    except VitEdgeError as error:
+        raise EngineError(f"{folder}/manifest.json is not readable: {error}", hint="build the engine again") from error
+
+
+class Engine:
+    """An open engine: a buffer to write into and a way to run what is in it.
+
+    input: [max_batch, ...], int8 patches or uint8 pixels. max_batch: the largest batch it was built for.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, session: Session) -> None:
+        self.path, self.manifest = path, manifest
+        self.input, self.max_batch = session.input, manifest.target.batch[2]
+        self._session: Session | None = session
+
+    def run(self, count: int) -> NDArray[np.float32]:
+        """Run the first `count` rows of `input`; float32[count, ...], valid until the next run."""
+        if self._session is None:
+            raise EngineError(f"{self.path} is closed")
+        if not self.manifest.target.batch[0] <= count <= self.max_batch:
+            low, _, high = self.manifest.target.batch
+            hint = f"run in parts of at most {high}, or build with a larger batch in the target"
+            raise EngineError(f"a batch of {count} does not fit this engine, which was built for {low} to {high}", hint=hint)
+        return self._session.run(count)
+
+    def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Copy `rows` ([count, ...] of the input's dtype) in, run them, and return a copy of the answer."""
+        if rows.dtype != self.input.dtype or rows.shape[1:] != self.input.shape[1:]:
+            wanted = ", ".join(map(str, self.input.shape[1:]))
+            raise EngineError(
+                f"the engine takes {self.input.dtype}[batch, {wanted}], not {rows.dtype}{list(rows.shape)}",
+                hint="vitedge.preprocess.write_input makes such rows from images",
+            )
+        self.input[: min(len(rows), self.max_batch)] = rows[: self.max_batch]
+        answer: NDArray[np.float32] = self.run(len(rows)).copy()
+        return answer
+
+    @property
+    def size_mib(self) -> float:
+        """Size of the plan on disk, in MiB."""
+        return sum((self.path / name).stat().st_size for name in load_backend(self.manifest.backend).PLAN) / 2**20
+
+    def close(self) -> None:
+        """Free the backend's memory; a second call does nothing."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version, e.g. (2026, 4, 1)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -1,0 +1,41 @@
+"""An engine and a source in, frames with their predictions out, annotated frames saved on the way.
+
+    source -> Frame -> Predictor -> (Frame, Prediction) -> overlay -> recording
+
+Knows nothing of terminals.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from vitedge.runtime.camera import open_source
+from vitedge.runtime.engine import open_engine
+from vitedge.runtime.overlay import draw, open_recorder
+from vitedge.runtime.predictor import Predictor
+from vitedge.specs import Frame, Prediction
+
+DEFAULT_FPS = 25.0  # of a recording whose source has no rate of its own
+
+
+def run(
+    engine_path: Path, source_name: str, *, save: Path | None, top_k: int, limit: int | None, notes: list[str]
+) -> Iterator[tuple[Frame, Prediction]]:
+    """Yield every frame of the source with the engine's answer, and save it annotated if `save` says where.
+
+    notes: receives a sentence for each picture that was lost, when the source has ended.
+    """
+    with ExitStack() as stack:
+        engine = stack.enter_context(open_engine(engine_path))
+        source = stack.enter_context(open_source(source_name))
+        recorder = stack.enter_context(open_recorder(save, source.fps or DEFAULT_FPS)) if save else None
+        predictor = Predictor(engine, top_k)
+        for frame in itertools.islice(source, limit):
+            prediction = predictor(frame)
+            if recorder:
+                recorder.write(draw(frame, prediction, engine.manifest.card), frame.name)
+            yield frame, prediction
+        notes += source.skipped

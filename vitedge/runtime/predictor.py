@@ -1,0 +1,113 @@
+"""A frame in, a prediction out, and where the time went.
+
+    Frame  ->  preprocess into a row of the engine's input  ->  engine  ->  softmax and top-k, or the row itself  ->  Prediction
+
+Knows nothing of cameras, files or backends: it asks of an engine only what `InferenceEngine` names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge.errors import EngineError, VitEdgeError
+from vitedge.preprocess import write_input
+from vitedge.specs import Frame, Manifest, ModelCard, Prediction, Timing
+
+
+class InferenceEngine(Protocol):
+    """What the predictor needs of an engine.
+
+    input: int8 or uint8 [max_batch, ...], written row by row before `run`.
+    """
+
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def max_batch(self) -> int: ...
+    @property
+    def input(self) -> NDArray[Any]: ...
+
+    def run(self, count: int) -> NDArray[np.float32]:
+        """The outputs float32[count, ...] of the first `count` rows of `input`; valid until the next run."""
+
+
+class Predictor:
+    """Predictions for frames, one at a time or in batches. It neither opens nor closes the engine.
+
+    A classifier answers with its `top_k` best labels (the class index as text where the card has none) and their softmax
+    probabilities; a model of another task with `Prediction.array` alone.
+    """
+
+    def __init__(self, engine: InferenceEngine, top_k: int = 5) -> None:
+        if top_k < 1:
+            raise VitEdgeError(f"top_k must be at least 1, not {top_k}")
+        self._engine = engine
+        self._card = engine.manifest.card
+        self._top_k = top_k
+        _check_labels(self._card)
+
+    def __call__(self, frame: Frame) -> Prediction:
+        """The prediction for one frame of uint8[H, W, 3] RGB, whatever its size."""
+        return self.predict_batch((frame,))[0]
+
+    def predict_batch(self, frames: Sequence[Frame]) -> list[Prediction]:
+        """The predictions for up to `engine.max_batch` frames, in one run of the engine.
+
+        Their timings: `capture_ms` is the age of that frame when work on the batch began, `preprocess_ms` and
+        `postprocess_ms` are its own, `infer_ms` is its equal share of the run. Summed over a batch they give the time the
+        batch took; a single frame waited for all of it. Raises EngineError for too many frames or an output that is no number.
+        """
+        if len(frames) > self._engine.max_batch:
+            raise EngineError(f"a batch of {len(frames)} frames for an engine built for at most {self._engine.max_batch}")
+        if not frames:
+            return []
+        began = time.perf_counter_ns()
+        # the input has max_batch rows, of which the first are taken
+        prepared = [self._prepare(frame, row) for frame, row in zip(frames, self._engine.input, strict=False)]
+        infer = time.perf_counter_ns()
+        outputs = self._engine.run(len(frames))
+        infer_ms = _ms(time.perf_counter_ns() - infer) / len(frames)
+        return [
+            self._answer(output, _ms(began - frame.captured_ns), preprocess_ms, infer_ms)
+            for output, frame, preprocess_ms in zip(outputs, frames, prepared, strict=True)
+        ]
+
+    def _prepare(self, frame: Frame, row: NDArray[Any]) -> float:
+        """Fill one row of the engine's input; the milliseconds that took."""
+        start = time.perf_counter_ns()
+        write_input(frame.image, self._card, row)
+        return _ms(time.perf_counter_ns() - start)
+
+    def _answer(self, output: NDArray[np.float32], capture_ms: float, preprocess_ms: float, infer_ms: float) -> Prediction:
+        """One row of the engine's output as a Prediction that stays valid after the next run."""
+        start = time.perf_counter_ns()
+        array = np.array(output, np.float32)
+        top = _top(array, self._card.labels, self._top_k) if self._card.task == "classify" else ()
+        return Prediction(top, array, Timing(capture_ms, preprocess_ms, infer_ms, _ms(time.perf_counter_ns() - start)))
+
+
+def _check_labels(card: ModelCard) -> None:
+    classes = card.outputs[0].shape[-1] if card.outputs else None
+    if card.task == "classify" and card.labels and classes is not None and len(card.labels) != classes:
+        hint = "export the model again with one label a class, in the order of its outputs"
+        raise EngineError(f"{card.name} has {classes} outputs and {len(card.labels)} labels", hint=hint)
+
+
+def _top(logits: NDArray[np.float32], labels: tuple[str, ...], count: int) -> tuple[tuple[str, float], ...]:
+    """The `count` classes of the highest softmax probability, best first; of equals, the lower index first."""
+    peak = logits.max()
+    if not np.isfinite(peak):
+        raise EngineError(f"the engine's output holds {peak}", hint="an overflow? compare the engine with `vitedge verify`")
+    weights = np.exp(np.subtract(logits, peak, dtype=np.float64))  # at most 1: no logit is too large
+    total = weights.sum()
+    best = np.argsort(-logits, kind="stable")[:count]
+    return tuple((labels[i] if labels else str(i), float(weights[i] / total)) for i in best)
+
+
+def _ms(nanoseconds: int) -> float:
+    return nanoseconds / 1e6

@@ -1,0 +1,274 @@
+"""The nouns of vitedge: frozen dataclasses that every stage takes and gives, to and from plain dicts.
+
+They hold values and no behaviour beyond checking themselves, and know no other module but the errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from vitedge.errors import VitEdgeError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+Task = Literal["classify", "embed", "dense"]
+Resize = Literal["crop", "squash"]
+Interpolation = Literal["bicubic", "bilinear"]
+Method = Literal["max", "percentile", "none"]
+FloatType = Literal["fp32", "bf16"]
+Backend = Literal["openvino", "onnxruntime"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How a model wants its images prepared, as it was trained.
+
+    The image is resized with antialiasing, its shorter side ("crop") or both sides ("squash") to `size / crop_pct`
+    pixels, and its center cut to `size`; pixels are then taken as (value / 255 - mean) / std.
+
+    size: (height, width) in pixels. channels: 3 for RGB, 1 for grey. mean, std: one value a channel, on the 0..1 scale.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: Resize = "crop"
+    crop_pct: float = 1.0
+    interpolation: Interpolation = "bicubic"
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        _require(len(self.size) == 2 and min(self.size) > 0, f"size must be (height, width) in pixels, not {self.size}")
+        _require(self.channels in (1, 3), f"channels must be 1 (grey) or 3 (RGB), not {self.channels}")
+        _require(len(self.mean) == len(self.std) == self.channels, f"mean and std need {self.channels} values each")
+        _require(all(math.isfinite(v) for v in self.mean) and all(0 < v < math.inf for v in self.std), "std must be positive")
+        _require(0 < self.crop_pct <= 1, f"crop_pct must be in (0, 1], not {self.crop_pct}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, shape (None = dynamic) and numpy dtype name of an engine's input or output."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a model is and how it is fed; travels in the ONNX metadata and in every engine's manifest.
+
+    patch: side of the square patch where the input is int8 patches, None where it is a uint8 image.
+    inputs, outputs: filled in by export.
+    """
+
+    name: str
+    task: Task
+    preprocess: Preprocess
+    patch: int | None = None
+    labels: tuple[str, ...] = ()
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a model is quantized. The defaults are the `int8` recipe; calibration/README.md explains each key.
+
+    method: how the range of an activation is chosen; "none" quantizes nothing. percentile: of |x|, used by that method alone.
+    skip: shell patterns of Linear names left in floating point. float_type: what everything not quantized computes in;
+    "auto" is bf16 (FP32's range, 8 bits of precision) where the device has it natively, else fp32.
+    images: how many calibration images are read (at most). min_images: fewer than these is an error.
+    """
+
+    name: str = "int8"
+    method: Method = "max"
+    percentile: float = 99.99
+    per_channel: bool = True
+    skip: tuple[str, ...] = ()
+    float_type: Literal["auto", "fp32", "bf16"] = "auto"
+    images: int = 256
+    min_images: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.percentile <= 100, f"percentile must be in (0, 100], not {self.percentile}")
+        _require(0 < self.min_images <= self.images, f"min_images ({self.min_images}) must be in 1..images ({self.images})")
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleTable:
+    """The calibrated ranges: tensor name -> amax, the largest magnitude that INT8 will represent (scale = amax / 127)."""
+
+    recipe: Recipe
+    model_sha256: str
+    images_sha256: str
+    images: int
+    amax: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to build for: a backend, its batch profile (min, opt, max) and threads (None = all cores). No precision."""
+
+    name: str = "cpu"
+    backend: Backend = "openvino"
+    batch: tuple[int, int, int] = (1, 1, 16)
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        low, best, high = self.batch
+        _require(1 <= low <= best <= high, f"batch must be (min, opt, max) with 1 <= min <= opt <= max, not {self.batch}")
+        _require(self.threads is None or self.threads > 0, f"threads must be positive, not {self.threads}")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What an engine directory holds and where it was made. sha256 in hex; built_at in ISO 8601, UTC.
+
+    float_type: what the layers that are not INT8 compute in, as resolved when the engine was built.
+    """
+
+    card: ModelCard
+    variant: str
+    recipe: Recipe | None
+    target: Target
+    float_type: FloatType
+    onnx_sha256: str
+    plan_sha256: str
+    backend: str
+    backend_version: str
+    device: str
+    built_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One picture: uint8[H, W, 3] RGB, its index in the source and its capture time (perf_counter_ns)."""
+
+    image: NDArray[np.uint8]
+    index: int
+    captured_ns: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds spent on one frame, stage by stage; `capture_ms` is its age when work on it began."""
+
+    capture_ms: float
+    preprocess_ms: float
+    infer_ms: float
+    postprocess_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """All stages together, in milliseconds."""
+        return self.capture_ms + self.preprocess_ms + self.infer_ms + self.postprocess_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An engine's answer for one frame.
+
+    top: (label, probability), best first, of a classifier; empty for other tasks.
+    array: the model's raw output for this frame, float32 without the batch axis.
+    """
+
+    top: tuple[tuple[str, float], ...]
+    array: NDArray[np.float32]
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRow:
+    """One line of the bench table. Times in milliseconds a batch; top1, top5, agreement in percent; None = not measured.
+
+    agreement and sqnr_db compare with the first engine given, the reference.
+    """
+
+    model: str
+    variant: str
+    backend: str
+    batch: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_s: float
+    size_mib: float
+    images: int
+    top1: float | None = None
+    top5: float | None = None
+    agreement: float | None = None
+    sqnr_db: float | None = None
+
+
+def to_dict(spec: Any) -> dict[str, Any]:
+    """A dataclass as plain dicts, lists and scalars, ready for JSON."""
+    return {field.name: _plain(getattr(spec, field.name)) for field in dataclasses.fields(spec)}
+
+
+def from_dict(cls: type[T], data: dict[str, Any]) -> T:
+    """The dataclass `cls` from plain data; an unknown, missing or wrongly typed key is a VitEdgeError that names it."""
+    if not isinstance(data, dict):
+        raise VitEdgeError(f"{cls.__name__}: expected a table of keys, not {data!r}")
+    hints = typing.get_type_hints(cls)
+    for key in data.keys() - hints.keys():
+        near = difflib.get_close_matches(key, hints, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
+        raise VitEdgeError(f"{cls.__name__} has no key {key!r}", hint=hint)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise VitEdgeError(f"{cls.__name__} needs the key {field.name!r}")
+    return cls(**{key: _typed(hints[key], value, f"{cls.__name__}.{key}") for key, value in data.items()})
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise VitEdgeError(message)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value`, as JSON or TOML gave it, as the type that `hint` asks for."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type[Any], hint), value)
+    if origin is Literal:
+        _require(value in arguments, f"{where} must be one of {', '.join(map(repr, arguments))}, not {value!r}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _typed(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        _require(isinstance(value, (list, tuple)), f"{where} must be a list, not {value!r}")
+        if arguments[-1] is Ellipsis:
+            return tuple(_typed(arguments[0], v, where) for v in value)
+        _require(len(value) == len(arguments), f"{where} needs {len(arguments)} values, not {value!r}")
+        return tuple(_typed(a, v, where) for a, v in zip(arguments, value, strict=True))
+    if origin is dict:
+        _require(isinstance(value, dict), f"{where} must be a table of keys, not {value!r}")
+        return {k: _typed(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    _require(fits, f"{where} must be {hint.__name__}, not {value!r}")
+    return value

@@ -1,0 +1,179 @@
+"""Where things lie: the folders calibration/ and engines/, TOML files, content keys and atomic writes.
+
+A workspace is any folder with `calibration/` or `engines/` in it; it is looked for upwards from the current folder, and
+the current folder itself serves where there is none. Knows nothing of what the files mean to others.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vitedge.errors import VitEdgeError
+from vitedge.specs import Recipe, Target, from_dict
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+TEMPLATE = Path(__file__).with_name("template")
+BUILTIN_RECIPES = {"int8": Recipe(), "bf16": Recipe(name="bf16", method="none", float_type="bf16")}
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The nearest folder at or above `start` (default: the current one) that holds a workspace, else `start`."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "calibration").is_dir() and (folder / "engines").is_dir():
+            return folder
+    return start
+
+
+def init_workspace(folder: Path) -> dict[Path, bool]:
+    """Put the files of a new workspace into `folder`; path -> whether it was written (False: it was there, and is kept)."""
+    written = {}
+    for template in sorted(path for path in TEMPLATE.rglob("*") if path.is_file()):
+        path = folder / template.relative_to(TEMPLATE)
+        written[path] = not path.exists()
+        if written[path]:
+            write_file(path, template.read_bytes())
+    return written
+
+
+def find_engine(name: Path) -> Path:
+    """The engine directory `name`, or for MODEL/VARIANT the newest of its engines in the workspace."""
+    if name.exists() or len(name.parts) != 2:
+        return name
+    model, variant = name.parts
+    found = [manifest.parent for manifest in (find_root() / "engines" / model).glob(f"{variant}-*/manifest.json")]
+    if not found:
+        known = sorted(
+            {f"{p.parent.parent.name}/{p.parent.name.rpartition('-')[0]}" for p in find_root().glob("engines/*/*/manifest.json")}
+        )
+        hint = f"there are {', '.join(known)}" if known else "`vitedge make` builds them"
+        raise VitEdgeError(f"there is no engine {name}", hint=hint)
+    return max(found, key=lambda path: (path / "manifest.json").stat().st_mtime_ns)
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe in the file `name`, or in calibration/recipes/<name>.toml, or the built-in "int8" or "bf16"."""
+    return _load(Recipe, name, find_root() / "calibration" / "recipes", BUILTIN_RECIPES)
+
+
+def load_target(name: str) -> Target:
+    """The target in the file `name`, or in engines/targets/<name>.toml, or the built-in "cpu"."""
+    return _load(Target, name, find_root() / "engines" / "targets", {"cpu": Target()})
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a dict; a VitEdgeError names the file and the line that is wrong."""
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise VitEdgeError(f"cannot read {path}: {error}") from error
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file; a VitEdgeError names the file where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise VitEdgeError(f"cannot read {path}: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    state = hashlib.sha256()  # hashlib.file_digest would do, but JetPack 6 ships Python 3.10
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                state.update(block)
+        return state.hexdigest()
+    except OSError as error:
+        raise VitEdgeError(f"cannot read {path}: {error.strerror}") from error
+
+
+def content_key(*parts: Any) -> str:
+    """Twelve hex digits that change when any of `parts` (JSON-able) changes."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an operating-system error while `path` is written into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "free some space; nothing that was there before has been touched" if full else None
+        raise VitEdgeError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write a whole file or nothing: under a temporary name, flushed to disk, then renamed."""
+    with staged(path) as temporary, temporary.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as indented JSON, whole or not at all."""
+    write_file(path, json.dumps(data, indent=2) + "\n")
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write a file or a folder under; renamed to `path` if the block succeeds.
+
+    The suffix is kept, since writers choose a format by it. A reader sees the old content or the new, never half of it.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        try:
+            yield temporary
+            _replace(temporary, path)
+        finally:
+            _remove(temporary)
+
+
+def _load(cls: type[T], name: str, folder: Path, builtin: dict[str, T]) -> T:
+    path = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
+    if path.is_file():
+        return from_dict(cls, {"name": path.stem, **read_toml(path)})
+    if name in builtin:
+        return builtin[name]
+    known = sorted(builtin.keys() | {p.stem for p in folder.glob("*.toml")})
+    kind = cls.__name__.lower()
+    raise VitEdgeError(f"there is no {kind} {name!r}", hint=f"known: {', '.join(known)}; or give the path of a .toml file")
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`; a folder that is in the way is moved aside first, since rename cannot replace it."""
+    if not path.is_dir():
+        temporary.replace(path)
+        return
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.replace(old)
+    temporary.replace(path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
