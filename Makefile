@@ -43,3 +43,10 @@ bench: .venv/ready
 
 clean:
 	rm -rf .venv build dist out *.egg-info
+
+# slow suites with an environment of their own
+.PHONY: test-families
+test-families:  ## timm and torchvision architectures; downloads several GB
+	$(PYTHON) -m venv .venv-families
+	.venv-families/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[compile,cpu,timm,torchvision]' pytest
+	.venv-families/bin/python -m pytest tests/families

@@ -76,16 +76,22 @@ def resize(image: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.uint8]:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
         raise VitEdgeError(f"an image must be a non-empty uint8[height, width, 3] in RGB order, not {_described(image)}")
     source, (height, width) = (image.shape[0], image.shape[1]), spec.size
-    scaled = _scaled_size(source, spec)
-    # round() takes a half to the even neighbour; so does torchvision's center_crop
-    top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
-    if scaled == source:
-        cropped = image[top : top + height, left : left + width]
+    rows, columns = seen_region(*source, spec)
+    if _scaled_size(source, spec) == source:
+        cropped = image[int(rows[0]) : int(rows[1]), int(columns[0]) : int(columns[1])]
         return cropped if spec.channels == 3 else np.asarray(_picture(cropped, spec))[..., None]
     # Resizing no more than the crop keeps halves the time and bounds the memory, whatever the aspect ratio.
-    rows = _span(top, height, source[0] / scaled[0], source[0])
-    columns = _span(left, width, source[1] / scaled[1], source[1])
     return np.asarray(_resample(image, spec, rows, columns)).reshape(height, width, spec.channels)
+
+
+def seen_region(height: int, width: int, spec: Preprocess) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The (first, last) rows and columns, in its own pixels, that a model sees of an image of `height` x `width`."""
+    scaled = _scaled_size((height, width), spec)
+    # round() takes a half to the even neighbour; so does torchvision's center_crop
+    top, left = (round((whole - kept) / 2) for whole, kept in zip(scaled, spec.size, strict=True))
+    rows = _span(top, spec.size[0], height / scaled[0], height)
+    columns = _span(left, spec.size[1], width / scaled[1], width)
+    return rows, columns
 
 
 def _span(start: int, length: int, step: float, limit: int) -> tuple[float, float]:

@@ -26,7 +26,7 @@ class Linear:
 
     def __init__(self, weights: NDArray[np.float64], card: ModelCard, max_batch: int = 4, name: str = "fp32") -> None:
         self.path = Path(name)
-        self.manifest = Manifest(card, name, None, Target(), "", "", "numpy", np.__version__, "cpu", "")
+        self.manifest = Manifest(card, name, None, Target(), "fp32", "", "", "numpy", np.__version__, "cpu", "")
         self.max_batch = max_batch
         self.size_mib = weights.nbytes / 2**20
         self.input = np.zeros((max_batch, *input_shape(card)), input_dtype(card))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitedge.errors import VitEdgeError
+from vitedge.preprocess import seen_region
 from vitedge.runtime.camera import load_cv2
 from vitedge.specs import Frame, ModelCard, Prediction, Preprocess, Timing
 from vitedge.workspace import staged, writing
@@ -71,7 +72,8 @@ def _single_channel(output: NDArray[np.float32]) -> NDArray[np.float32]:
 def _draw_heat(canvas: Picture, values: NDArray[np.float32], preprocess: Preprocess) -> None:
     """Blend the map in, the more opaque the higher the value, so that the background stays visible."""
     cv2 = load_cv2()
-    top, left, bottom, right = _seen(canvas.shape[0], canvas.shape[1], preprocess)
+    rows, columns = seen_region(canvas.shape[0], canvas.shape[1], preprocess)
+    (top, bottom), (left, right) = map(round, rows), map(round, columns)
     seen = canvas[top:bottom, left:right]
     heat = cv2.resize(_normalised(values), (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
     colours = cv2.cvtColor(cv2.applyColorMap(np.rint(heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
@@ -81,23 +83,11 @@ def _draw_heat(canvas: Picture, values: NDArray[np.float32], preprocess: Preproc
         cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), WHITE, 1)
 
 
-def _seen(height: int, width: int, preprocess: Preprocess) -> Box:
-    """The part of a picture of `height` x `width` that vitedge.preprocess leaves in: the center."""
-    rows, columns = preprocess.size
-    if preprocess.resize == "squash":
-        seen = height * preprocess.crop_pct, width * preprocess.crop_pct
-    else:
-        step = min(height / rows, width / columns) * preprocess.crop_pct  # pixels of the picture a pixel of the input
-        seen = rows * step, columns * step
-    top, left = (height - seen[0]) / 2, (width - seen[1]) / 2
-    return round(top), round(left), round(top + seen[0]), round(left + seen[1])
-
-
 def _normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = float(values.min()), float(values.max())
     if not math.isfinite(high - low):
         message = f"the output to be drawn has values from {low} to {high}"
-        raise VitEdgeError(message, hint="an overflow? compare the engine with `vitedge verify`")
+        raise VitEdgeError(message, hint="an overflow? compare it with the fp32 engine")
     if low < 0 or high > 1:
         values = (values - np.float32(low)) / max(high - low, float(np.finfo(np.float32).tiny))
     return values

@@ -102,7 +102,7 @@ def _top(logits: NDArray[np.float32], labels: tuple[str, ...], count: int) -> tu
     """The `count` classes of the highest softmax probability, best first; of equals, the lower index first."""
     peak = logits.max()
     if not np.isfinite(peak):
-        raise EngineError(f"the engine's output holds {peak}", hint="an overflow? compare the engine with `vitedge verify`")
+        raise EngineError(f"the engine's output holds {peak}", hint="an overflow? compare it with the fp32 engine")
     weights = np.exp(np.subtract(logits, peak, dtype=np.float64))  # at most 1: no logit is too large
     total = weights.sum()
     best = np.argsort(-logits, kind="stable")[:count]
