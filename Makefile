@@ -42,7 +42,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/readme.py
 
 clean:
-	rm -rf .venv build dist out *.egg-info
+	rm -rf .venv .venv-families .cache build dist out *.egg-info
 
 # slow suites with an environment of their own
 .PHONY: test-families

@@ -22,7 +22,10 @@ from rich.table import Table
 import vitedge
 from vitedge.errors import VitEdgeError
 from vitedge.specs import BenchRow, Frame, Prediction, to_dict
-from vitedge.workspace import find_engine, find_root, init_workspace, load_recipe, load_target, write_json
+from vitedge.workspace import find_engine, find_root, init_workspace, load_recipe, load_target, short_path, write_json
+
+INTERRUPTED = 130  # the exit status that Typer makes of Ctrl-C
+PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,8 +34,8 @@ app = typer.Typer(
     help="Trained PyTorch Vision Transformers as INT8 engines on edge devices, with the cost and the gain measured.",
     epilog="Start with [bold]vitedge doctor[/], then [bold]vitedge make MODEL --images DIR[/].",
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 MODEL = "path/file.py:factory, hf:ORG/NAME, timm:NAME or torchvision:NAME."
 Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
@@ -49,6 +52,7 @@ Engines = Annotated[
 ]
 RecipeName = Annotated[str, typer.Option(help="A recipe: int8, bf16, calibration/recipes/NAME.toml, or a .toml file.")]
 TargetName = Annotated[str, typer.Option(help="A target: cpu, engines/targets/NAME.toml, or a .toml file.")]
+Tolerance = Annotated[float, typer.Option(help="How far ONNX may lie from torch, as a part of the output's range.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")]
 
 
@@ -64,7 +68,8 @@ class Terminal:
     def begin(self, step: str) -> None:
         """A step begins."""
         self._began = time.perf_counter()
-        self._bar.start()
+        if err.is_terminal:
+            self._bar.start()
         self._task = self._bar.add_task(step, total=None)
 
     def progress(self, fraction: float) -> None:
@@ -83,42 +88,51 @@ class Terminal:
 
     def close(self) -> None:
         """Take the bar off the screen."""
-        self._bar.stop()
+        if err.is_terminal:
+            self._bar.stop()
 
 
-@app.command()
+@app.command(
+    epilog="Example: [bold]vitedge make timm:vit_small_patch16_224 --images photos --judge photos_by_class --max-drop 0.5[/]"
+)
 def make(
     model: Model,
     images: Images,
     judge: Annotated[Path | None, typer.Option(help="Images to measure accuracy on, if not those of --images.")] = None,
     checkpoint: Checkpoint = None,
     preprocess: Preparation = None,
-    recipe: Annotated[list[str] | None, typer.Option(help="A recipe to build; may be repeated. [default: int8]")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="A recipe to build; may be repeated. \\[default: int8]")] = None,
     target: TargetName = "cpu",
     max_drop: Annotated[float | None, typer.Option(help="Fail if an engine loses more points of top-1 (or agreement).")] = None,
     seconds: Annotated[float, typer.Option(help="How long each engine is timed.")] = 3.0,
+    tolerance: Tolerance = 1e-4,
     json_file: Json = None,
 ) -> None:
     """Do everything: export, calibrate, quantize, build, measure. What is fresh is skipped."""
     from vitedge import pipeline
 
-    source = pipeline.ModelSource(model, checkpoint, preprocess)
+    source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
     job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, max_drop, seconds)
     with _terminal() as terminal:
         result = pipeline.make(job, terminal)
     _print_rows(result.rows, result.notes, json_file)
-    out.print("engines:", *(str(path) for path in result.engines), sep="\n  ", soft_wrap=True)
-    out.print(f"report:\n  {result.report}", soft_wrap=True)
+    for path in result.engines:
+        out.print(f"engine: {short_path(path)}", markup=False, soft_wrap=True)
+    out.print(f"report: {short_path(result.report)}", markup=False, soft_wrap=True)
+    err.print(
+        f"[dim]next:   vitedge run {escape(short_path(result.engines[-1]))} --source {escape(str(images))}[/]", soft_wrap=True
+    )
     if max_drop is not None:
         pipeline.check_drop(result.rows, max_drop)
 
 
-@app.command()
+@app.command(epilog="Example: [bold]vitedge export hf:facebook/dinov2-small --images photos[/]")
 def export(
     model: Model,
     checkpoint: Checkpoint = None,
     preprocess: Preparation = None,
     images: Annotated[Path | None, typer.Option(help="Real images to compare ONNX with torch on, besides random ones.")] = None,
+    tolerance: Tolerance = 1e-4,
 ) -> None:
     """Turn a PyTorch model into ONNX with int8 patches as input, and compare the two."""
     from vitedge import pipeline
@@ -126,11 +140,12 @@ def export(
 
     files = list_images(images) if images else []
     with _terminal() as terminal:
-        path = pipeline.export_step(pipeline.ModelSource(model, checkpoint, preprocess), files, find_root() / "engines", terminal)
-    out.print(str(path), soft_wrap=True)
+        source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
+        path = pipeline.export_step(source, files, find_root() / "engines", terminal)
+    out.print(short_path(path), markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog="Example: [bold]vitedge calibrate engines/my-vit/fp32-0123456789ab.onnx --images photos -o scales.json[/]")
 def calibrate(
     onnx: Annotated[Path, typer.Argument(help="A float ONNX file from `vitedge export`.", show_default=False)],
     images: Images,
@@ -138,8 +153,11 @@ def calibrate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the scales (JSON).")] = None,
 ) -> None:
     """Find the range of every activation on real images, and write it as a table of scales."""
-    from vitedge.compiler import calibrate as compiler
+    from vitedge import pipeline
     from vitedge.images import list_images
+
+    pipeline.require_compiler()
+    from vitedge.compiler import calibrate as compiler
 
     chosen = load_recipe(recipe)
     path = output or find_root() / "calibration" / "scales" / f"{onnx.stem}.{chosen.name}.json"
@@ -151,16 +169,19 @@ def calibrate(
         compiler.save_table(result.table, path)
         terminal.end("calibrate", f"{len(result.table.amax)} ranges from {result.table.images} images")
     _print_notes(result.skipped)
-    out.print(str(path), soft_wrap=True)
+    out.print(short_path(path), markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog="Example: [bold]vitedge quantize engines/my-vit/fp32-0123456789ab.onnx --scales scales.json -o int8.onnx[/]")
 def quantize(
     onnx: Annotated[Path, typer.Argument(help="The float ONNX file that was calibrated.", show_default=False)],
     scales: Annotated[Path, typer.Option(help="The table of scales from `vitedge calibrate`.", show_default=False)],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the INT8 ONNX file.")] = None,
 ) -> None:
     """Put explicit symmetric INT8 Q/DQ around every Linear, with the scales of a table."""
+    from vitedge import pipeline
+
+    pipeline.require_compiler()
     from vitedge.compiler.calibrate import load_table
     from vitedge.compiler.quantize import quantize as quantize_file
 
@@ -168,24 +189,24 @@ def quantize(
     path = output or onnx.with_name(f"{onnx.stem}.{table.recipe.name}.onnx")
     count = quantize_file(onnx, table, path)
     err.print(f"[bold]quantize[/]   {count} Linears in INT8")
-    out.print(str(path), soft_wrap=True)
+    out.print(short_path(path), markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog="Example: [bold]vitedge build int8.onnx --target cpu[/]")
 def build(
     onnx: Annotated[Path, typer.Argument(help="A float or INT8 ONNX file made by vitedge.", show_default=False)],
     target: TargetName = "cpu",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder of engines. [default: engines/]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder of engines. \\[default: engines/]")] = None,
 ) -> None:
     """Compile an ONNX file into an engine for this machine."""
     from vitedge import pipeline
 
     with _terminal() as terminal:
         folder = pipeline.build_step(onnx, load_target(target), output or find_root() / "engines", terminal)
-    out.print(str(folder), soft_wrap=True)
+    out.print(short_path(folder), markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog="Example: [bold]vitedge run my-vit/int8 --source clip.mp4 --save annotated.mp4[/]")
 def run(
     engine: Engine,
     source: Annotated[
@@ -204,21 +225,20 @@ def run(
     for frame, prediction in run_live(find_engine(engine), source, save=save, top_k=top, limit=limit, notes=notes):
         count += 1
         if json_lines:
-            sys.stdout.write(json.dumps(_as_json(frame, prediction)) + "\n")
+            print(json.dumps(_as_json(frame, prediction)), flush=True)  # at once: who reads a camera's lines wants the newest
         else:
             out.print(_as_text(frame, prediction), soft_wrap=True)
     _print_notes(notes)
     seconds = time.perf_counter() - begun
-    err.print(
-        f"{count} frames in {seconds:.1f} s, {count / seconds:.1f} a second" + (f"; wrote {save}" if save else ""), soft_wrap=True
-    )
+    wrote = f"; wrote {save}" if save else ""
+    err.print(f"{count} frames in {seconds:.1f} s, {count / seconds:.1f} a second{wrote}", markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog="Example: [bold]vitedge bench my-vit/fp32 my-vit/int8 --images photos_by_class --batch 1 --batch 8[/]")
 def bench(
     engines: Engines,
     images: Images,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="A batch size to time; may be repeated. [default: 1]")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="A batch size to time; may be repeated. \\[default: 1]")] = None,
     seconds: Annotated[float, typer.Option(help="How long each engine is timed at each batch size.")] = 3.0,
     report: Annotated[Path | None, typer.Option(help="Also write a self-contained HTML report.")] = None,
     json_file: Json = None,
@@ -235,7 +255,7 @@ def bench(
     _print_rows(rows, notes, json_file)
     if report:
         write_report(report, rows, environment())
-        out.print(f"report: {report}", soft_wrap=True)
+        out.print(f"report: {report}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -258,14 +278,14 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: [bold]vitedge init my-project[/]")
 def init(folder: Annotated[Path, typer.Argument(help="Where to set up the workspace.")] = Path()) -> None:
     """Set up a workspace: calibration/ and engines/ with a recipe, a target and what they mean."""
     for path, written in init_workspace(folder).items():
-        out.print(f"{'wrote' if written else 'kept '}  {path}", soft_wrap=True)
+        out.print(f"{'wrote' if written else 'kept '}  {path}", markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog="Example: [bold]vitedge models --filter deit[/]")
 def models(pattern: Annotated[str, typer.Option("--filter", help="Show names that contain this.")] = "vit") -> None:
     """Show how models are named, and which names the installed packages know."""
     from vitedge.compiler.catalogue import FORMS, known_names
@@ -283,6 +303,7 @@ def models(pattern: Annotated[str, typer.Option("--filter", help="Show names tha
 def common(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
+    """What comes before any command."""
     if version:
         out.print(f"vitedge {vitedge.__version__}")
         raise typer.Exit
@@ -291,15 +312,16 @@ def common(
 def main() -> None:
     """Run the command line; a VitEdgeError becomes two lines on stderr and exit status 1."""
     try:
-        app()
+        app(prog_name="vitedge")
     except VitEdgeError as error:
         err.print(f"[red bold]error:[/] {escape(str(error))}", soft_wrap=True)
         if error.hint:
             err.print(f"[bold]hint:[/]  {escape(error.hint)}", soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("interrupted; what was finished is kept, and the next run goes on from there")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            err.print("interrupted; what was finished is kept, and the next run goes on from there")
+        raise
 
 
 def _terminal() -> Any:

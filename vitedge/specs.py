@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ class ModelCard:
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
 
+    def __post_init__(self) -> None:
+        _require_name(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -102,6 +106,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require_name(self.name)
         _require(0 < self.percentile <= 100, f"percentile must be in (0, 100], not {self.percentile}")
         _require(0 < self.min_images <= self.images, f"min_images ({self.min_images}) must be in 1..images ({self.images})")
 
@@ -116,6 +121,10 @@ class ScaleTable:
     images: int
     amax: dict[str, float]
 
+    def __post_init__(self) -> None:
+        for name, amax in self.amax.items():
+            _require(0 <= amax < math.inf, f"the range of {name!r} must be a finite number from 0 on, not {amax}")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -127,6 +136,7 @@ class Target:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        _require_name(self.name)
         low, best, high = self.batch
         _require(1 <= low <= best <= high, f"batch must be (min, opt, max) with 1 <= min <= opt <= max, not {self.batch}")
         _require(self.threads is None or self.threads > 0, f"threads must be positive, not {self.threads}")
@@ -231,6 +241,12 @@ def from_dict(cls: type[T], data: dict[str, Any]) -> T:
         if field.name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise VitEdgeError(f"{cls.__name__} needs the key {field.name!r}")
     return cls(**{key: _typed(hints[key], value, f"{cls.__name__}.{key}") for key, value in data.items()})
+
+
+def _require_name(name: str) -> None:
+    """Names become parts of paths."""
+    fits = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name)
+    _require(bool(fits), f"a name is made of letters, digits and _ . + -, which {name!r} is not")
 
 
 def _require(holds: bool, message: str) -> None:

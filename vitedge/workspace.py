@@ -1,19 +1,20 @@
 """Where things lie: the folders calibration/ and engines/, TOML files, content keys and atomic writes.
 
-A workspace is any folder with `calibration/` or `engines/` in it; it is looked for upwards from the current folder, and
+A workspace is any folder with `calibration/` and `engines/` in it; it is looked for upwards from the current folder, and
 the current folder itself serves where there is none. Knows nothing of what the files mean to others.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,19 +51,25 @@ def init_workspace(folder: Path) -> dict[Path, bool]:
     return written
 
 
+def short_path(path: Path) -> str:
+    """The path from the current folder, where it is below it, for people to read and type."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
 def find_engine(name: Path) -> Path:
     """The engine directory `name`, or for MODEL/VARIANT the newest of its engines in the workspace."""
     if name.exists() or len(name.parts) != 2:
         return name
-    model, variant = name.parts
-    found = [manifest.parent for manifest in (find_root() / "engines" / model).glob(f"{variant}-*/manifest.json")]
+    manifests = find_root().glob("engines/*/[!.]*/manifest.json")  # a hidden one is of a build that was broken off
+    engines = {manifest.parent: f"{manifest.parts[-3]}/{manifest.parts[-2].rpartition('-')[0]}" for manifest in manifests}
+    found = [folder for folder, known in engines.items() if known == name.as_posix()]
     if not found:
-        known = sorted(
-            {f"{p.parent.parent.name}/{p.parent.name.rpartition('-')[0]}" for p in find_root().glob("engines/*/*/manifest.json")}
-        )
-        hint = f"there are {', '.join(known)}" if known else "`vitedge make` builds them"
+        hint = f"there are {', '.join(sorted(set(engines.values())))}" if engines else "`vitedge make` builds them"
         raise VitEdgeError(f"there is no engine {name}", hint=hint)
-    return max(found, key=lambda path: (path / "manifest.json").stat().st_mtime_ns)
+    return max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns)
 
 
 def load_recipe(name: str) -> Recipe:
@@ -142,7 +149,7 @@ def staged(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        _remove_leftovers(path)
         try:
             yield temporary
             _replace(temporary, path)
@@ -161,15 +168,38 @@ def _load(cls: type[T], name: str, folder: Path, builtin: dict[str, T]) -> T:
     raise VitEdgeError(f"there is no {kind} {name!r}", hint=f"known: {', '.join(known)}; or give the path of a .toml file")
 
 
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed while writing `path` left behind."""
+    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}"):
+        writer = leftover.name.removesuffix(path.suffix).split(".")[-2]
+        if writer == str(os.getpid()) or (writer.isdigit() and not _is_running(int(writer))):
+            _remove(leftover)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
 def _replace(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path`; a folder that is in the way is moved aside first, since rename cannot replace it."""
-    if not path.is_dir():
-        temporary.replace(path)
-        return
+    """Rename `temporary` to `path`. A folder cannot replace a folder, so that one is moved aside; others may do the same."""
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    path.replace(old)
-    temporary.replace(path)
-    _remove(old)
+    while True:
+        try:
+            temporary.replace(path)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # a file never replaces a folder
+                raise
+        _remove(old)  # of a process that was killed; in containers, process numbers come back
+        with suppress(FileNotFoundError):
+            path.replace(old)
+            _remove(old)
 
 
 def _remove(path: Path) -> None:

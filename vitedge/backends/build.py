@@ -2,7 +2,8 @@
 
     engines/<model>/<variant>-<key>/   the plan as the backend wrote it, manifest.json, labels.txt, build.log
 
-The key is a hash of the ONNX file, the target and the backend's version: an engine that is there already is current.
+The key is a hash of the ONNX file, the target, the backend's version and the float type: a whole engine of that name is
+current.
 Whatever stops a build half-way, a directory of that name is either whole or absent.
 """
 
@@ -15,11 +16,13 @@ import json
 import time
 from pathlib import Path
 
-from vitedge.backends import BackendModule, load_backend
+import numpy as np
+
+from vitedge.backends import BackendModule, Session, load_backend
 from vitedge.backends.metadata import read_metadata
-from vitedge.errors import EngineError, ModelError
+from vitedge.errors import EngineError, ModelError, VitEdgeError
 from vitedge.specs import FloatType, Manifest, ModelCard, Recipe, Target, from_dict, to_dict
-from vitedge.workspace import content_key, sha256, staged, write_json
+from vitedge.workspace import content_key, read_json, sha256, staged, write_json
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,30 +37,28 @@ class Source:
 def read_source(onnx: Path) -> Source:
     """The card, variant and recipe in an ONNX file; a ModelError where vitedge did not write it."""
     entries = read_metadata(onnx)
-    if "vitedge.card" not in entries:
-        raise ModelError(f"{onnx} was not exported by vitedge", hint="start from the model: vitedge export MODEL")
-    recipe = entries.get("vitedge.recipe")
-    return Source(
-        from_dict(ModelCard, json.loads(entries["vitedge.card"])),
-        entries["vitedge.variant"],
-        from_dict(Recipe, json.loads(recipe)) if recipe else None,
-    )
+    try:
+        card, variant = json.loads(entries["vitedge.card"]), entries["vitedge.variant"]
+        recipe = json.loads(entries.get("vitedge.recipe", "null"))
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{onnx} was not exported by vitedge", hint="start from the model: vitedge export MODEL") from error
+    return Source(from_dict(ModelCard, card), variant, from_dict(Recipe, recipe) if recipe else None)
 
 
 def engine_folder(onnx: Path, target: Target, engines: Path) -> Path:
-    """Where the engine of `onnx` for `target` belongs under the folder `engines`."""
+    """Where the engine of `onnx` for `target` belongs under the folder `engines`.
+
+    A float type that the device cannot compute in is an EngineError: nothing is downgraded silently.
+    """
     source, backend = read_source(onnx), load_backend(target.backend)
-    key = content_key(sha256(onnx), to_dict(target), backend.version())
+    key = content_key(sha256(onnx), to_dict(target), backend.version(), _float_type(source, backend, target))
     return engines / source.card.name / f"{source.variant}-{key}"
 
 
 def build_engine(onnx: Path, target: Target, engines: Path) -> Path:
-    """Build the engine, unless it is there already, and return its directory.
-
-    A float type that the device cannot compute in is an EngineError: nothing is downgraded silently.
-    """
+    """Build the engine, unless it is there already and whole, and return its directory."""
     folder = engine_folder(onnx, target, engines)
-    if (folder / "manifest.json").is_file():
+    if is_whole(folder):
         return folder
     source, backend = read_source(onnx), load_backend(target.backend)
     float_type = _float_type(source, backend, target)
@@ -65,6 +66,7 @@ def build_engine(onnx: Path, target: Target, engines: Path) -> Path:
         temporary.mkdir()
         started = time.perf_counter()
         backend.build(onnx, target, float_type, temporary)
+        _check_answer(backend.open(temporary, source.card, target, float_type), target, onnx)
         seconds = time.perf_counter() - started
         manifest = Manifest(
             card=source.card, variant=source.variant, recipe=source.recipe, target=target, float_type=float_type,
@@ -72,10 +74,19 @@ def build_engine(onnx: Path, target: Target, engines: Path) -> Path:
             backend_version=backend.version(), device=backend.device(), built_at=_now(),
         )  # fmt: skip
         write_json(temporary / "manifest.json", to_dict(manifest))
-        (temporary / "labels.txt").write_text("".join(f"{label}\n" for label in source.card.labels))
+        (temporary / "labels.txt").write_text("".join(f"{label}\n" for label in source.card.labels), "utf-8")
         made_by = f"{target.backend} {backend.version()} on {manifest.device}"
-        (temporary / "build.log").write_text(f"{onnx.name} by {made_by}: {seconds:.1f} s, float type {float_type}\n")
+        (temporary / "build.log").write_text(f"{onnx.name} by {made_by}: {seconds:.1f} s, float type {float_type}\n", "utf-8")
     return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether `folder` holds an engine whose plan is the one that its manifest describes."""
+    try:
+        manifest = from_dict(Manifest, read_json(folder / "manifest.json"))
+        return plan_sha256(folder, load_backend(manifest.backend).PLAN) == manifest.plan_sha256
+    except VitEdgeError:
+        return False
 
 
 def plan_sha256(folder: Path, names: tuple[str, ...]) -> str:
@@ -95,6 +106,16 @@ def _float_type(source: Source, backend: BackendModule, target: Target) -> Float
             hint=f"it computes in {' and '.join(native)}; set float_type in the recipe",
         )
     return wanted
+
+
+def _check_answer(session: Session, target: Target, onnx: Path) -> None:
+    """Run the new plan once: what the device cannot run, and weights that are not numbers, are found before it is kept."""
+    answer = session.run(target.batch[1])
+    finite = bool(np.isfinite(answer).all())
+    session.close()
+    if not finite:
+        hint = "is the checkpoint whole? Weights that are NaN, or that overflow, give this"
+        raise EngineError(f"the engine of {onnx} answers a blank image with NaN or infinity", hint=hint)
 
 
 def _now() -> str:

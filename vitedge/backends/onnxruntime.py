@@ -44,7 +44,12 @@ def build(onnx: Path, target: Target, float_type: FloatType, folder: Path) -> No
 
 def open(folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> OnnxRuntimeSession:  # noqa: A001
     """Make a session of the plan in `folder`."""
-    return OnnxRuntimeSession(_session(folder / PLAN[0], target), card, target)
+    session = _session(folder / PLAN[0], target)
+    entry, dtype, shape = session.get_inputs()[0], input_dtype(card), list(input_shape(card))
+    if (entry.type, entry.shape[1:]) != (f"tensor({dtype})", shape):
+        given = f"{entry.type}{entry.shape[1:]}"
+        raise EngineError(f"{folder} takes {given} but its manifest says {dtype}{shape}", hint="build the engine again")
+    return OnnxRuntimeSession(session, card, target)
 
 
 class OnnxRuntimeSession:

@@ -7,6 +7,7 @@ float type that is asked for here, never in one that OpenVINO chooses.
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,16 @@ def float_types() -> tuple[FloatType, ...]:
 
 
 def build(onnx: Path, target: Target, float_type: FloatType, folder: Path) -> None:
-    """Convert `onnx` to IR in `folder`, after compiling it once so that what the CPU cannot run is found here."""
+    """Convert `onnx` to IR in `folder`; target and float type matter only when it is opened."""
     openvino = _openvino()
     try:
         model = openvino.Core().read_model(onnx)
-        _compile(model, target, float_type, target.batch[1])
-        openvino.save_model(model, folder / PLAN[0], compress_to_fp16=False)
     except RuntimeError as error:
-        if any("No space" in line or "write" in line for line in str(error).splitlines()):
-            raise OSError(28, "No space left on device") from error
         raise EngineError(f"OpenVINO cannot build {onnx}: {_reason(error)}") from error
+    try:
+        openvino.save_model(model, folder / PLAN[0], compress_to_fp16=False)
+    except RuntimeError as error:  # of a C++ stream, which does not say why; next to always the disk is full
+        raise OSError(errno.ENOSPC, "OpenVINO cannot save its plan, is the disk full?") from error
 
 
 def open(folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> OpenVinoSession:  # noqa: A001

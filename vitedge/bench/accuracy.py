@@ -177,7 +177,7 @@ def _finite_outputs(engine: Engine, count: int) -> NDArray[np.float32]:
     if not np.isfinite(outputs).all():
         raise EngineError(
             f"{engine.path} answers with values that are not finite numbers",
-            hint="something overflows: compare it layer by layer with `vitedge verify`",
+            hint="something overflows: does the fp32 engine do so too?",
         )
     return outputs
 

@@ -88,6 +88,11 @@ def calibrate(
 
     progress: called with (images done, images in all). Too few readable images is a VitEdgeError.
     """
+    if recipe.method not in COLLECTORS:
+        hint = f"`vitedge make --recipe {recipe.name}` builds it without a calibration"
+        raise VitEdgeError(f"the recipe {recipe.name!r} quantizes nothing, so there is nothing to calibrate", hint=hint)
+    if recipe.method == "none":
+        raise VitEdgeError(f"the recipe {recipe.name!r} quantizes nothing, so that there is nothing to calibrate")
     model = load(model_path)
     chosen = sample(files, recipe.images, recipe.seed)
     tensors = quantized_activations(model, recipe)

@@ -12,9 +12,9 @@ import ast
 import contextlib
 import dataclasses
 import io
+import itertools
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from vitedge.compiler.graph import check_finite, linears, producers, rename_constant, rename_tensor, save, set_metadata
 from vitedge.compiler.patches import integer_input
@@ -36,6 +36,7 @@ OPSET = 20  # the first with Gelu, the last that TensorRT 10.3 documents
 MAX_BATCH = 4096
 OUTPUTS = {"classify": "logits", "embed": "embedding", "dense": "map"}
 TOLERANCE = 1e-4  # of the output's range
+OUTPUT_HINT = "forward() must return a tensor, or a tuple of tensors, whose first axis alone is the batch"
 Image = NDArray[np.uint8]
 
 
@@ -115,23 +116,35 @@ def _trace(module: torch.nn.Module, spec: Preprocess) -> ModelProto:
                 hint=f"forward() must take one float32[B, {spec.channels}, {spec.size[0]}, {spec.size[1]}], for any B",
             ) from error
     assert program is not None  # None only for the legacy exporter
-    return program.model_proto
+    model = program.model_proto
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:  # torch.onnx falls back to a fixed batch in silence
+        raise ModelError(
+            f"forward() of {type(module).__name__} works for one batch size alone",
+            hint="a number, or len(x), in place of x.shape[0] makes it so",
+        )
+    return model
 
 
 def _name_nodes(model: ModelProto) -> None:
     """Name each node after the torch module it came from, and drop the exporter's notes, which hold paths of this machine."""
-    seen: Counter[str] = Counter()
-    for node in model.graph.node:
-        notes = {entry.key: entry.value for entry in node.metadata_props}
-        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
-        scope = scopes[-2] if len(scopes) > 1 else ""
-        name = scope if scope and node.op_type in ("MatMul", "Gemm", "Conv") else f"{scope}/{node.op_type}"
-        seen[name] += 1
-        node.name = name if seen[name] == 1 else f"{name}.{seen[name]}"
+    bases = [_base_name(node) for node in model.graph.node]
+    taken = set[str]()
+    for node, base in zip(model.graph.node, bases, strict=True):
+        others = (f"{base}.{number}" for number in itertools.count(2))  # which may be another module's own name
+        node.name = base if base not in taken else next(name for name in others if name not in taken and name not in bases)
+        taken.add(node.name)
         del node.metadata_props[:]
     for entry in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         del entry.metadata_props[:]
     del model.graph.metadata_props[:]
+
+
+def _base_name(node: NodeProto) -> str:
+    """The torch module that a node came from, with the operator's name behind it unless the node is the module's product."""
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+    scope = scopes[-2] if len(scopes) > 1 and not scopes[-2].startswith("_empty_nn_module_stack") else ""
+    return scope if scope and node.op_type in ("MatMul", "Gemm", "Conv") else f"{scope}/{node.op_type}"
 
 
 def _name_tensors(model: ModelProto, output: str) -> None:
@@ -141,6 +154,10 @@ def _name_tensors(model: ModelProto, output: str) -> None:
     makers = producers(model)
     for index, entry in enumerate(model.graph.output):
         new = output if index == 0 else f"{output}.{index}"
+        if entry.name not in makers:
+            raise ModelError(
+                f"output {index} of the model does not depend on the image", hint="forward() must compute it from its input"
+            )
         if new in makers:  # an inner tensor happens to have that name
             rename_tensor(model, new, f"{new}.inner", makers[new])
         rename_constant(model, new, f"{new}.inner")
@@ -148,8 +165,13 @@ def _name_tensors(model: ModelProto, output: str) -> None:
         entry.name = new
 
 
-def _spec(output: Any) -> TensorSpec:
-    dims = output.type.tensor_type.shape.dim
+def _spec(output: ValueInfoProto) -> TensorSpec:
+    dims, dtype = output.type.tensor_type.shape.dim, output.type.tensor_type.elem_type
+    if dtype != TensorProto.FLOAT:
+        raise ModelError(f"the output {output.name!r} is {TensorProto.DataType.Name(dtype)}, but an engine's outputs are float32")
+    if not dims or any(not d.HasField("dim_value") for d in dims[1:]):
+        shape = ", ".join(str(d.dim_value) if d.HasField("dim_value") else d.dim_param for d in dims)
+        raise ModelError(f"the output {output.name!r} has the shape [{shape}], not [batch, ...]", hint=OUTPUT_HINT)
     return TensorSpec(output.name, (None, *(d.dim_value for d in dims[1:])), "float32")
 
 
@@ -159,12 +181,17 @@ def _difference(module: torch.nn.Module, session: Any, card: ModelCard, images: 
     for row, image in zip(rows, images, strict=True):
         write_input(image, card, row)
     with torch.inference_mode():
-        expected = module(torch.from_numpy(_normalised(rows, card)))
-    expected = [expected] if isinstance(expected, torch.Tensor) else list(expected)
+        answer = module(torch.from_numpy(_normalised(rows, card)))
+    expected = [answer] if isinstance(answer, torch.Tensor) else answer
+    if not isinstance(expected, (tuple, list)) or not all(isinstance(tensor, torch.Tensor) for tensor in expected):
+        raise ModelError(f"forward() of {card.name} returns {type(answer).__name__}", hint=OUTPUT_HINT)
     given = session.run(None, {session.get_inputs()[0].name: rows})
     worst = 0.0
-    for a, b in zip(given, expected, strict=True):
+    for output, a, b in zip(card.outputs, given, expected, strict=True):
         reference = b.numpy()
+        if a.shape != reference.shape or a.shape[:1] != (len(images),):
+            shapes = f"{list(a.shape)} in ONNX and {list(reference.shape)} in torch for {len(images)} images"
+            raise ModelError(f"the output {output.name!r} has the shape {shapes}", hint=OUTPUT_HINT)
         if not np.isfinite(reference).all():
             raise ModelError(
                 f"{card.name} gives NaN or infinite outputs in torch", hint="the checkpoint is damaged or does not fit"

@@ -98,7 +98,7 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
 
 def put_constant(model: ModelProto, name: str, array: Array) -> str:
     """Add an initializer, or replace the one of that name; returns the name."""
-    tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+    tensor = numpy_helper.from_array(np.asarray(array, order="C"), name)  # ascontiguousarray would make vectors of scalars
     for existing in model.graph.initializer:
         if existing.name == name:
             existing.CopyFrom(tensor)
@@ -120,9 +120,15 @@ def rewire(model: ModelProto, old: str, new: str, readers: Iterable[NodeProto] |
         for index, name in enumerate(node.input):
             if name == old:
                 node.input[index] = new
-    if readers is None and any(output.name == old for output in model.graph.output):
-        maker = producers(model)[new]  # a graph's output keeps its name, so its maker takes that name over
-        rename_tensor(model, new, old, maker)
+    outputs = {output.name for output in model.graph.output}
+    if readers is None and old in outputs:  # a graph's output keeps its name, so another tensor takes that name over
+        makers = producers(model)
+        if old in makers:
+            makers[old].output[list(makers[old].output).index(old)] = f"{old}.replaced"
+        if new in outputs:
+            model.graph.node.append(helper.make_node("Identity", [new], [old], name=f"{old}/Identity"))
+        else:
+            rename_tensor(model, new, old, makers[new])
 
 
 def rename_tensor(model: ModelProto, old: str, new: str, maker: NodeProto) -> None:
@@ -151,11 +157,11 @@ def prune(model: ModelProto) -> None:
 
 
 def rename_constant(model: ModelProto, old: str, new: str) -> None:
-    """Give the initializer `old` the name `new` everywhere."""
+    """Give the initializer `old`, if there is one, the name `new` everywhere."""
     for tensor in model.graph.initializer:
         if tensor.name == old:
             tensor.name = new
-    rewire(model, old, new)
+            rewire(model, old, new)
 
 
 def linears(model: ModelProto) -> list[Linear]:

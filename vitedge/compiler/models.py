@@ -16,7 +16,9 @@ import importlib
 import importlib.util
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,13 +66,13 @@ def load_model(name: str, checkpoint: Path | None = None, preprocess: Path | Non
         raise ModelError(f"{name!r} does not name a model", hint=hint)
     if checkpoint is not None:
         load_weights(module.model if isinstance(module, Only) else module, checkpoint)
-    return module.eval().requires_grad_(False), card
+    return module.eval().requires_grad_(False).float(), card  # float: transformers keeps a half-precision checkpoint as it is
 
 
 def load_weights(module: nn.Module, checkpoint: Path) -> None:
     """Load a checkpoint into `module`; every key and every shape must fit, or a ModelError names those that do not."""
-    state = _unwrap(_read_checkpoint(checkpoint))
     wanted = module.state_dict()
+    state = _unwrap(_read_checkpoint(checkpoint), wanted.keys())
     missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unexpected:
         parts = [
@@ -95,10 +97,11 @@ def _from_file(name: str, given: Preprocess | None) -> tuple[nn.Module, ModelCar
     path = Path(file)
     if not path.is_file():
         raise ModelError(f"there is no file {file}", hint="MODEL is path/file.py:factory")
-    make = getattr(_import_file(path), factory, None)
-    if not callable(make):
-        raise ModelError(f"{file} has no function {factory!r}")
-    made = make()
+    with _importing(path) as imported:
+        make = getattr(imported, factory, None)
+        if not callable(make):
+            raise ModelError(f"{file} has no function {factory!r}")
+        made = make()
     module, card = made if isinstance(made, tuple) else (made, None)
     if card is None and given is not None:
         card = ModelCard(factory, "classify", given)
@@ -112,24 +115,42 @@ def _from_file(name: str, given: Preprocess | None) -> tuple[nn.Module, ModelCar
 
 def _from_transformers(name: str, pretrained: bool, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
     transformers = _require("transformers", "hf")
-    try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        config = getattr(config, "vision_config", config)  # the vision tower of CLIP and SigLIP
-        names = config.architectures or []
-        classify = any(n.endswith("ForImageClassification") for n in names)
-        auto = transformers.AutoModelForImageClassification if classify else _tower(transformers, config)
-        module = auto.from_pretrained(name) if pretrained else auto.from_config(config)
-        card_spec = given or _hf_preprocess(transformers.ImageProcessingMixin.get_image_processor_dict(name)[0], name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"cannot load hf:{name}: {reason}", hint="check the name, or give a folder from save_pretrained"
-        ) from error
+    with _one_sentence(f"cannot load hf:{name}", "check the name, or give a folder from save_pretrained"):
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        classify = any("ForImageClassification" in n for n in config.architectures or [])
+        spec = given or _hf_preprocess(_hf_processor(transformers, name), name)
+        if classify:
+            auto = transformers.AutoModelForImageClassification
+        else:
+            config = getattr(config, "vision_config", config)  # the vision tower of CLIP and SigLIP
+            auto = _tower(transformers, config)
+        pooled = True
+        if pretrained:
+            module, pooled = _hf_weights(auto, name)
+        else:
+            module = auto.from_config(config) if hasattr(auto, "from_config") else auto(config)
     short = name.rstrip("/").rpartition("/")[2]
     if classify:
         labels = tuple(config.id2label[i] for i in sorted(config.id2label))
-        return Only(module, lambda out: out.logits), ModelCard(short, "classify", card_spec, labels=labels)
-    return Only(module, _embedding), ModelCard(short, "embed", card_spec)
+        return Only(module, lambda out: out.logits), ModelCard(short, "classify", spec, labels=labels)
+    return Only(module, _embedding if pooled else _first_token), ModelCard(short, "embed", spec)
+
+
+def _hf_weights(auto: Any, name: str) -> tuple[nn.Module, bool]:
+    """The module with its weights, and whether its pooler, if it has one, has any: DINO's come without.
+
+    Other weights that are missing or of another shape, which transformers would make up, are a ModelError.
+    """
+    module, report = auto.from_pretrained(name, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True)
+    missing = sorted(report["missing_keys"])
+    unpooled = [key for key in missing if "pooler." in key]
+    wrong = [key for key in missing if key not in unpooled] + sorted(key for key, *_ in report["mismatched_keys"])
+    if wrong:
+        raise ModelError(
+            f"hf:{name} has no weights for {len(wrong)} keys of {type(module).__name__}, or of another shape ({_few(wrong)})",
+            hint="is it the checkpoint of this architecture, with the same number of classes?",
+        )
+    return module, not unpooled
 
 
 def _tower(transformers: ModuleType, config: Any) -> Any:
@@ -141,7 +162,30 @@ def _tower(transformers: ModuleType, config: Any) -> Any:
 def _embedding(output: Any) -> Tensor:
     """One vector an image: the pooled output, or the first token where a model has no pooler."""
     pooled: Tensor | None = getattr(output, "pooler_output", None)
-    return output.last_hidden_state[:, 0] if pooled is None else pooled
+    return _first_token(output) if pooled is None else pooled
+
+
+def _first_token(output: Any) -> Tensor:
+    token: Tensor = output.last_hidden_state[:, 0]
+    return token
+
+
+def _hf_processor(transformers: ModuleType, name: str) -> Mapping[str, Any]:
+    """The image processor's settings; what differs from model to model must be in its config, the rest its class knows."""
+    try:
+        written = transformers.ImageProcessingMixin.get_image_processor_dict(name)[0]
+        try:
+            processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+            settings: Mapping[str, Any] = processor.to_dict()
+        except ImportError:  # a class that exists for torchvision alone; those write all of their settings
+            settings = written
+    except (OSError, ValueError) as error:
+        raise _cannot_prepare(f"hf:{name}", _first_line(error)) from error
+    needed = ["size", "resample", "image_mean", "image_std", *(["crop_size"] if settings.get("do_center_crop") else [])]
+    missing = [key for key in needed if written.get(key) is None]
+    if missing:
+        raise _cannot_prepare(f"hf:{name}", f"{', '.join(map(repr, missing))} is missing")
+    return settings
 
 
 def _hf_preprocess(config: Mapping[str, Any], name: str) -> Preprocess:
@@ -150,22 +194,25 @@ def _hf_preprocess(config: Mapping[str, Any], name: str) -> Preprocess:
         shorter_side = "shortest_edge" in config["size"]
         before = _sides(config["size"])
         size = _sides(config["crop_size"]) if config.get("do_center_crop") else before
-        usual = config["do_resize"] and config["do_normalize"] and abs(config["rescale_factor"] * 255 - 1) < 1e-6
-        preprocess = Preprocess(
-            size=size, resize="crop" if shorter_side else "squash", crop_pct=size[0] / before[0],
-            interpolation=PILLOW_FILTERS[config["resample"]], mean=tuple(config["image_mean"]), std=tuple(config["image_std"]),
-        )  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise _cannot_prepare(f"hf:{name}", f"{error} is missing or unusual") from error
+        interpolation = PILLOW_FILTERS.get(config["resample"])
+        usual = config["do_resize"] and config["do_normalize"] and config["do_rescale"] and not config.get("do_pad")
+        usual = usual and abs(config["rescale_factor"] * 255 - 1) < 1e-6 and not config.get("do_flip_channel_order")
+        mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
+    except KeyError as error:
+        raise _cannot_prepare(f"hf:{name}", f"{error} is missing") from error
+    except TypeError as error:
+        raise _cannot_prepare(f"hf:{name}", f"a value is missing or unusual: {error}") from error
     if not usual or (shorter_side and not config.get("do_center_crop")):
         raise _cannot_prepare(f"hf:{name}", "it is not resize, center crop, value / 255, normalise")
-    return preprocess
+    if interpolation is None:
+        raise _cannot_prepare(f"hf:{name}", f"the resample filter {config['resample']} is neither bilinear (2) nor bicubic (3)")
+    if size[0] * before[1] != size[1] * before[0]:
+        raise _cannot_prepare(f"hf:{name}", f"the crop {size} has another aspect ratio than the {before} that it is cut from")
+    return Preprocess(size, mean, std, "crop" if shorter_side else "squash", size[0] / before[0], interpolation)
 
 
-def _sides(size: int | Mapping[str, int]) -> tuple[int, int]:
+def _sides(size: Mapping[str, int]) -> tuple[int, int]:
     """(height, width) of a size as image processors write it."""
-    if isinstance(size, int):
-        return size, size
     return (size["shortest_edge"],) * 2 if "shortest_edge" in size else (size["height"], size["width"])
 
 
@@ -175,8 +222,8 @@ def _from_timm(name: str, pretrained: bool, given: Preprocess | None) -> tuple[n
         module = timm.create_model(name, pretrained=pretrained)
     except (RuntimeError, OSError, ValueError) as error:
         raise ModelError(f"cannot load timm:{name}: {error}", hint="`vitedge models --filter vit` lists the names") from error
-    config = timm.data.resolve_model_data_config(module)
-    return module, _timm_card(timm, module, name, given or _timm_preprocess(config, name))
+    preprocess = given or _timm_preprocess(timm.data.resolve_model_data_config(module), name)
+    return module, _timm_card(timm, module, name.rpartition("/")[2], preprocess)  # hf_hub:ORG/NAME is a name too
 
 
 def _timm_card(timm: Any, module: Any, name: str, preprocess: Preprocess) -> ModelCard:
@@ -232,25 +279,35 @@ def _read_checkpoint(path: Path) -> Any:
 
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} is refused: it is not a plain file of tensors and may run code when it is loaded",
-            hint="save model.state_dict() instead of the model, best as .safetensors",
-        ) from error
     except Exception as error:  # safetensors, zipfile, torch and the operating system each raise their own
-        raise ModelError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}", hint="is it complete?") from error
+        if isinstance(error, pickle.UnpicklingError) and _is_pickle(path):
+            raise ModelError(
+                f"{path} is refused: it is not a plain file of tensors and may run code when it is loaded",
+                hint="save model.state_dict() instead of the model, best as .safetensors",
+            ) from error
+        raise ModelError(f"{path} is not a readable checkpoint: {_first_line(error)}", hint="is it complete?") from error
 
 
-def _unwrap(state: Any) -> dict[str, Tensor]:
-    """The state dict inside what a training script saved, without the prefixes that wrappers add."""
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as pickles and torch's archives do; a text file, such as a web page saved in its place, does not."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+
+
+def _unwrap(state: Any, wanted: Collection[str]) -> dict[str, Tensor]:
+    """The state dict inside what a training script saved, without prefixes that wrappers add and the `wanted` keys lack."""
     while isinstance(state, Mapping) and (key := next((k for k in NESTED if isinstance(state.get(k), Mapping)), None)):
         state = state[key]
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError("the checkpoint holds no state dict of tensors", hint="save model.state_dict()")
     for prefix in WRAPPED:
-        if all(key.startswith(prefix) for key in state):
+        if all(key.startswith(prefix) for key in state) and not all(key.startswith(prefix) for key in wanted):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return dict(state)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def _few(keys: list[str]) -> str:
@@ -264,16 +321,38 @@ def _require(package: str, extra: str) -> Any:
         raise MissingPackageError(package, extra) from error
 
 
-def _import_file(path: Path) -> ModuleType:
-    """Import a Python file by path, with its own folder importable, as `python file.py` would have it."""
+@contextmanager
+def _one_sentence(what: str, hint: str) -> Iterator[None]:
+    """Make one ModelError of what transformers and safetensors raise for names and files that do not fit."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{what}: {_first_line(error)}", hint=hint) from error
+
+
+@contextmanager
+def _importing(path: Path) -> Iterator[ModuleType]:
+    """Import a Python file by path, with its own folder importable meanwhile, as `python file.py` would have it.
+
+    Whatever its code raises, in the block too, is a VitEdgeError that says where.
+    """
     spec = importlib.util.spec_from_file_location(f"vitedge_model_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[module.__name__] = module  # where dataclasses look their own module up
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, OSError, ValueError, TypeError, NameError, AttributeError) as error:
-        raise VitEdgeError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        yield module
+    except VitEdgeError:
+        raise
+    except Exception as error:  # it is the user's code
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if isinstance(error, SyntaxError) else f" ({Path(frame.filename).name}, line {frame.lineno})"
+        raise ModelError(f"{path} fails: {type(error).__name__}: {error}{where}") from error
     finally:
-        sys.path.pop(0)
-    return module
+        with suppress(ValueError):
+            sys.path.remove(folder)

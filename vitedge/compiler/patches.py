@@ -16,7 +16,7 @@ import dataclasses
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from vitedge.compiler.graph import attribute, constants, consumers, prune, put_constant, put_nodes, rewire
+from vitedge.compiler.graph import attribute, constants, consumers, prune, put_constant, put_nodes, rename_constant, rewire
 from vitedge.errors import ModelError
 from vitedge.specs import ModelCard, Preprocess, TensorSpec
 
@@ -28,6 +28,8 @@ def integer_input(model: ModelProto, card: ModelCard) -> ModelCard:
     if len(model.graph.input) != 1:
         raise ModelError(f"the model has {len(model.graph.input)} inputs", hint="vitedge deploys models with one image input")
     source = model.graph.input[0].name
+    for name in ("patches", "image"):  # a parameter may have the name that the input is to get
+        rename_constant(model, name, f"{name}.parameter")
     readers = consumers(model)[source]
     batch = [node for node in readers if node.op_type == "Shape" and attribute(node, "end") == 1]  # the same of any input
     stem = next((node for node in readers if node not in batch), None) if len(readers) == len(batch) + 1 else None
@@ -84,7 +86,7 @@ def _patch_input(model: ModelProto, stem: NodeProto, patch: int, spec: Preproces
         helper.make_node("Add", [f"{name}.product", offset], [f"{name}.tokens"], name=f"{name}/Add"),
     ]
     tokens, replaced = f"{name}.tokens", stem.output[0]
-    flattened = _flattened(model, stem)
+    flattened = _flattened(model, stem, (depth, rows * columns))
     if flattened is None:  # something wants the feature map: give it back its shape
         grid = put_constant(model, f"{name}.grid", np.array([-1, depth, rows, columns], np.int64))
         nodes += [
@@ -99,11 +101,12 @@ def _patch_input(model: ModelProto, stem: NodeProto, patch: int, spec: Preproces
     _set_input(model, "patches", TensorProto.INT8, [rows * columns, features])
 
 
-def _flattened(model: ModelProto, stem: NodeProto) -> str | None:
-    """The tensor [B, N, D] that a Reshape and a Transpose make of the feature map, if that is all that is done with it."""
-    readers = consumers(model)
+def _flattened(model: ModelProto, stem: NodeProto, shape: tuple[int, int]) -> str | None:
+    """The tensor [B, N, D] that a Reshape to [B, *shape] and a Transpose make of the feature map, if nothing else reads it."""
+    known, readers = constants(model), consumers(model)
     first = readers[stem.output[0]]
-    second = readers[first[0].output[0]] if len(first) == 1 and first[0].op_type == "Reshape" else []
+    flat = len(first) == 1 and first[0].op_type == "Reshape" and tuple(known.get(first[0].input[1], ())[1:]) == shape
+    second = readers[first[0].output[0]] if flat else []
     if len(second) == 1 and second[0].op_type == "Transpose" and attribute(second[0], "perm") == [0, 2, 1]:
         return str(second[0].output[0])
     return None

@@ -54,20 +54,24 @@ def quantized_activations(model: ModelProto, recipe: Recipe) -> list[str]:
 
 
 def chosen_linears(model: ModelProto, recipe: Recipe) -> list[Linear]:
-    """The Linears that `recipe` quantizes; a pattern in `skip` that fits none is a ModelError, since it is a typing mistake."""
+    """The Linears that `recipe` quantizes; none at all, or a pattern in `skip` that fits none, is a ModelError."""
     found = linears(model)
     for pattern in recipe.skip:
         if not any(fnmatch(linear.name, pattern) for linear in found):
             names = ", ".join(linear.name for linear in found[:6])
             raise ModelError(f"the recipe skips {pattern!r}, but no Linear has such a name", hint=f"names are like {names}, ...")
-    return [linear for linear in found if not any(fnmatch(linear.name, pattern) for pattern in recipe.skip)]
+    chosen = [linear for linear in found if not any(fnmatch(linear.name, pattern) for pattern in recipe.skip)]
+    if not chosen:
+        what = f"the recipe skips every one of its {len(found)} Linears" if found else "it has no Linear"
+        raise ModelError(
+            f"there is nothing to quantize in the model: {what}", hint="is it a Vision Transformer, exported in FP32?"
+        )
+    return chosen
 
 
 def quantize_linears(model: ModelProto, table: ScaleTable) -> int:
     """Put Q/DQ around the chosen Linears in place; returns their number."""
     chosen = chosen_linears(model, table.recipe)
-    if not chosen:
-        raise ModelError("the model has no Linear to quantize", hint="is it a Vision Transformer, exported in floating point?")
     for tensor in quantized_activations(model, table.recipe):
         if tensor not in table.amax:
             raise ModelError(f"the scale table has no range for {tensor!r}", hint="calibrate again with this recipe")

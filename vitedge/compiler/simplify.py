@@ -61,7 +61,7 @@ def scale_resizes(model: ModelProto) -> None:
     found = [node for node in model.graph.node if node.op_type == "Resize" and len(node.input) > 3 and node.input[3] not in known]
     shapes = _shapes(model, [name for node in found for name in (node.input[0], node.output[0])])
     for node in found:
-        factors = np.array(shapes[node.output[0]], np.float32) / np.array(shapes[node.input[0]], np.float32)
+        factors = _factors(shapes[node.input[0]], shapes[node.output[0]])
         node.input[2] = put_constant(model, f"{node.output[0]}.factors", factors)
         del node.input[3]
     prune(model)
@@ -69,21 +69,15 @@ def scale_resizes(model: ModelProto) -> None:
 
 def drop_no_ops(model: ModelProto) -> None:
     """Drop Identity, Dropout, sums with zero, and the guard that turns the NaN of a fully masked softmax into 0."""
-    makers, known = producers(model), constants(model)
-    fixed = known.keys() | {entry.name for entry in model.graph.input}
-    for node in list(model.graph.node):
-        source = node.input[0]
+    makers = producers(model)
+    fixed = constants(model).keys() | {entry.name for entry in model.graph.input}
+    zero_sums = _zero_sums(model)
+    for node in [node for node in model.graph.node if node.input]:
+        source = node.input[2] if node.op_type == "Where" else node.input[0]
         if node.op_type == "Where":
-            test = makers.get(source)
-            source = node.input[2]
-            idle = (
-                test is not None and test.op_type == "IsNaN" and test.input[0] == source and makers[source].op_type == "Softmax"
-            )
-        elif node.op_type == "Add":
-            mask = known.get(node.input[1])
-            idle = mask is not None and mask.ndim > 2 and not mask.any()
+            idle = _guards_softmax(node, makers)
         else:
-            idle = node.op_type in ("Identity", "Dropout")
+            idle = node.op_type in ("Identity", "Dropout") or node.output[0] in zero_sums
         if idle and source not in fixed:
             model.graph.node.remove(node)
             rewire(model, node.output[0], source)
@@ -98,11 +92,12 @@ def merge_transposes(model: ModelProto) -> None:
         middle = makers.get(last.input[0]) if last.op_type == "Reshape" else None
         first = makers.get(middle.input[0]) if middle is not None and attribute(middle, "perm") == [0, 2, 1] else None
         if first is not None and first.op_type == "Reshape":
-            chains.append((first.input[0], last))
-    shapes = _shapes(model, [name for source, last in chains for name in (source, last.output[0])])
-    for source, last in chains:
-        before, after = shapes[source], shapes[last.output[0]]
-        if len(before) == 4 and after == (*before[:2], before[3], before[2]):
+            chains.append((first.input[0], first.output[0], last))
+    shapes = _shapes(model, [name for source, middle, last in chains for name in (source, middle, last.output[0])])
+    for source, middle, last in chains:
+        before, between, after = shapes[source], shapes[middle], shapes[last.output[0]]
+        whole = len(before) == 4 and between == (before[0] * before[1], *before[2:])
+        if whole and after == (*before[:2], before[3], before[2]):
             merged = helper.make_node("Transpose", [source], list(last.output), name=f"{last.name}.Transpose", perm=[0, 1, 3, 2])
             put_nodes(model, [merged], before=last)
             model.graph.node.remove(last)
@@ -111,18 +106,26 @@ def merge_transposes(model: ModelProto) -> None:
 
 def move_scale_to_queries(model: ModelProto) -> None:
     """Turn (Q * s) @ (K * t) into (Q * (s * t)) @ K for scalars s and t."""
-    known, makers = constants(model), producers(model)
+    known, makers, readers = constants(model), producers(model), consumers(model)
 
     def scalar(node: NodeProto | None) -> bool:
         return node is not None and node.op_type == "Mul" and node.input[1] in known and known[node.input[1]].size == 1
 
     for product in [node for node in model.graph.node if node.op_type == "MatMul"]:
         queries, keys = makers.get(product.input[0]), makers.get(product.input[1])
-        if queries is not None and keys is not None and scalar(queries) and scalar(keys):
+        if queries is not None and keys is not None and scalar(queries) and scalar(keys) and len(readers[product.input[0]]) == 1:
             scale = known[queries.input[1]] * known[keys.input[1]]
             queries.input[1] = put_constant(model, f"{queries.output[0]}.scale", scale)
             rewire(model, keys.output[0], keys.input[0], [product])
     prune(model)
+
+
+def _factors(before: tuple[int, ...], after: tuple[int, ...]) -> Array:
+    """The factors of a Resize, float32, rounded up so that floor(size * factor) is never one pixel short."""
+    factors = np.array(after, np.float32) / np.array(before, np.float32)
+    short = factors.astype(np.float64) * np.array(before) < np.array(after)
+    rounded: Array = np.where(short, np.nextafter(factors, np.float32(np.inf)), factors)
+    return rounded
 
 
 def _edge_of_data(model: ModelProto) -> list[str]:
@@ -180,6 +183,21 @@ def _pad_and_add(model: ModelProto, concat: NodeProto, patches: str, rows: list[
     model.graph.node.remove(last)
     if last is not concat:
         model.graph.node.remove(concat)
+
+
+def _zero_sums(model: ModelProto) -> set[str]:
+    """The results of adding a mask of zeros, unless that makes more elements of its other input."""
+    zeros = {name for name, array in constants(model).items() if array.ndim > 2 and not array.any()}
+    sums = [node for node in model.graph.node if node.op_type == "Add" and node.input[1] in zeros]
+    shapes = _shapes(model, [name for node in sums for name in (node.input[0], node.output[0])])
+    return {node.output[0] for node in sums if shapes[node.input[0]] == shapes[node.output[0]]}
+
+
+def _guards_softmax(where: NodeProto, makers: dict[str, NodeProto]) -> bool:
+    """Whether `where` is Where(IsNaN(x), anything, x) of a softmax x."""
+    test, softmax = makers.get(where.input[0]), makers.get(where.input[2])
+    guarded = test is not None and test.op_type == "IsNaN" and test.input[0] == where.input[2]
+    return guarded and softmax is not None and softmax.op_type == "Softmax"
 
 
 def _shapes(model: ModelProto, names: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -74,14 +74,18 @@ class Engine:
         self._session: Session | None = session
 
     def run(self, count: int) -> NDArray[np.float32]:
-        """Run the first `count` rows of `input`; float32[count, ...], valid until the next run."""
+        """Run the first `count` rows of `input`; float32[count, ...], valid until the next run.
+
+        A count below the smallest batch of the target runs that batch, with whatever the other rows hold.
+        """
         if self._session is None:
             raise EngineError(f"{self.path} is closed")
-        if not self.manifest.target.batch[0] <= count <= self.max_batch:
-            low, _, high = self.manifest.target.batch
-            hint = f"run in parts of at most {high}, or build with a larger batch in the target"
-            raise EngineError(f"a batch of {count} does not fit this engine, which was built for {low} to {high}", hint=hint)
-        return self._session.run(count)
+        if not 1 <= count <= self.max_batch:
+            hint = f"run in parts of at most {self.max_batch}, or build with a larger batch in the target"
+            raise EngineError(
+                f"a batch of {count} does not fit this engine, which was built for 1 to {self.max_batch}", hint=hint
+            )
+        return self._session.run(max(count, self.manifest.target.batch[0]))[:count]
 
     def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Copy `rows` ([count, ...] of the input's dtype) in, run them, and return a copy of the answer."""

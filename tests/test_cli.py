@@ -1,0 +1,518 @@
+"""The commands as a user types them: what they print, what they write, how they exit, and what they say when they cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from tests.engines import IMAGES, MODEL, ROOT, Made, run_python, start_python, write_images
+from vitedge import cli
+from vitedge.runtime.camera import open_source
+from vitedge.runtime.overlay import open_recorder
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("openvino")
+
+COMMANDS = ("make", "export", "calibrate", "quantize", "build", "run", "bench", "doctor", "init", "models")
+VITEDGE = "import sys; from vitedge.cli import main; sys.argv[0] = 'vitedge'; main()"
+TINY = '''
+import torch
+from torch import nn
+from vitedge import ModelCard, Preprocess
+
+class Tiny(nn.Module):
+    """Two patches by two, one block without attention, two classes."""
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, 8, 8)
+        self.norm, self.up, self.down = nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 32)
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, images):
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return self.head(x.mean(1))
+
+def tiny():
+    torch.manual_seed(0)
+    return Tiny(), ModelCard("tiny", "classify", Preprocess((16, 16), (0.5,) * 3, (0.5,) * 3), labels=("dark", "light"))
+'''
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Said:
+    """How a command ended. err: on one line each, whatever the width of the terminal."""
+
+    code: int
+    out: str
+    err: str
+
+
+Vitedge = Callable[..., Said]
+
+
+@pytest.fixture
+def vitedge(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Vitedge:
+    """Runs a command line in this process, as the installed script does: `vitedge("run", engine, ...)`."""
+
+    def run(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["vitedge", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return Said(code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder in which a user has typed `vitedge init`, put a model and 40 images, and typed `vitedge make`."""
+    folder = tmp_path_factory.mktemp("a user's [new] folder")
+    done = run_python(VITEDGE, "init", folder=folder)
+    assert (done.returncode, done.stdout.count("wrote ")) == (0, 4), done
+    (folder / "model.py").write_text(TINY)
+    random = np.random.default_rng(0)
+    for index in range(40):
+        label, low = ("dark", 0) if index % 2 else ("light", 128)
+        (folder / "photos" / label).mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(low, low + 128, (30 + index, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / label / f"{index}.jpg")
+    done = run_python(VITEDGE, *MAKE, "--json", "bench.json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "said.txt").write_text(done.stdout)
+    (folder / "told.txt").write_text(done.stderr)
+    return folder
+
+
+MAKE = ("make", "model.py:tiny", "--images", "photos", "--seconds", "0")
+
+
+def steps(err: str) -> list[str]:
+    return [line.split()[0] for line in err.splitlines() if line.split()[:1] and line.split()[0] in (*COMMANDS, "bench")]
+
+
+def modified(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "__pycache__" not in path.parts and path.is_file()}
+
+
+def test_make_in_a_new_workspace_does_every_step(workspace: Path) -> None:
+    out, err = (workspace / "said.txt").read_text(), (workspace / "told.txt").read_text()
+    assert steps(err) == ["export", "calibrate", "quantize", "build", "build", "bench"]
+    assert "fresh" not in err and "torch and ONNX differ by" in err
+    named = dict(re.findall(r"^(engine|report): (.+)$", out, re.MULTILINE))
+    assert (workspace / named["engine"] / "manifest.json").is_file() and (workspace / named["report"]).is_file()
+    assert re.search(r"^fp32 .*\n^int8 ", out, re.MULTILINE)
+    assert (workspace / "calibration" / "scales" / "tiny.int8.json").is_file()
+    rows = json.loads((workspace / "bench.json").read_text())["rows"]
+    assert [(row["variant"], row["images"]) for row in rows] == [("fp32", 40), ("int8", 40)]
+    assert rows[0]["top1"] is not None and rows[1]["agreement"] > 80 and rows[1]["sqnr_db"] > 20
+    assert not [path for path in workspace.rglob("*") if ".partial" in path.name or path.suffix == ".old"]
+
+
+def test_a_second_make_is_all_fresh_and_touches_nothing_but_the_report(
+    workspace: Path, vitedge: Vitedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    before = modified(workspace)
+    said = vitedge(*MAKE)
+    assert said.code == 0
+    assert steps(said.err) == ["export", "calibrate", "quantize", "build", "build", "bench"]
+    assert said.err.count("is fresh") == 5
+    after = modified(workspace)
+    assert {path for path in after if after[path] != before.get(path)} == {workspace / "engines" / "tiny" / "report.html"}
+    assert after.keys() == before.keys()
+
+
+def test_make_goes_on_where_it_was_interrupted(
+    workspace: Path, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(workspace, tmp_path / "copy"))
+    for path in Path("engines/tiny").glob("int8-*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    said = vitedge(*MAKE)
+    assert said.code == 0
+    states = [(line.split()[0], "is fresh" in line) for line in said.err.splitlines() if line.split()[0] in COMMANDS]
+    assert states[:5] == [("export", True), ("calibrate", True), ("quantize", False), ("build", True), ("build", False)]
+
+
+def test_make_does_again_what_its_inputs_changed(
+    workspace: Path, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(workspace, tmp_path / "copy"))
+    Path("calibration/recipes/int8.toml").write_text("method = 'percentile'\npercentile = 99.9\n")
+    said = vitedge(*MAKE)
+    assert said.code == 0 and said.err.count("is fresh") == 2  # the export and its engine
+    assert json.loads(Path("calibration/scales/tiny.int8.json").read_text())["recipe"]["method"] == "percentile"
+    next(Path("photos/dark").iterdir()).unlink()
+    assert vitedge(*MAKE).err.count("is fresh") == 2
+
+
+def test_a_missed_bound_exits_1_after_the_table(workspace: Path, vitedge: Vitedge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    said = vitedge(*MAKE, "--max-drop", "-101")
+    assert said.code == 1
+    assert re.search(r"^int8 ", said.out, re.MULTILINE) and "report: engines" in said.out
+    assert "error: int8 loses" in said.err and "that --max-drop allows" in said.err and "hint:" in said.err
+    assert vitedge(*MAKE, "--max-drop", "101").code == 0
+
+
+def test_several_recipes_and_judge_images_are_measured_side_by_side(
+    workspace: Path, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(workspace, tmp_path / "copy"))
+    Path("calibration/recipes/headless.toml").write_text("skip = ['head']\nfloat_type = 'fp32'\n")
+    shutil.copytree("photos/dark", "judge/dark")
+    said = vitedge(*MAKE, "--recipe", "int8", "--recipe", "headless", "--judge", "judge", "--json", "rows.json")
+    assert said.code == 0
+    rows = json.loads(Path("rows.json").read_text())["rows"]
+    assert [(row["variant"], row["images"]) for row in rows] == [("fp32", 20), ("int8", 20), ("headless", 20)]
+    assert len(re.findall("^engine: ", said.out, re.MULTILINE)) == 3
+    assert "judge, 20 images" in Path("engines/tiny/report.html").read_text()
+
+
+def test_paths_are_printed_as_they_are_whatever_stands_in_them(
+    made: Made, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rich would take [bold] for markup and :cat: for a picture of one; scripts read these paths."""
+    folder = tmp_path / "my [bold] :cat: engines"
+    monkeypatch.chdir(tmp_path)
+    said = vitedge("build", made.graphs["int8"], "--output", folder)
+    assert said.code == 0 and Path(said.out.strip()).is_dir(), said
+    assert str(said.out.strip()) in said.err
+    said = vitedge("init", folder)
+    assert all(Path(line[7:]).is_file() for line in said.out.splitlines()) and len(said.out.splitlines()) == 4
+    said = vitedge("run", folder / "none", "--source", folder)
+    assert f"error: {folder / 'none'} is not an engine" in said.err
+
+
+def test_the_single_steps_do_what_make_does(
+    workspace: Path, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(workspace / "model.py", tmp_path)
+    module: dict[str, Any] = {}
+    exec(TINY, module)
+    torch.save({name: 2 * weight for name, weight in module["tiny"]()[0].state_dict().items()}, "twice.pth")
+    photos = workspace / "photos"
+    exported = vitedge("export", "model.py:tiny", "--checkpoint", "twice.pth", "--images", photos)
+    assert exported.code == 0 and "real images" in exported.err
+    graph = Path(exported.out.strip())
+    assert graph.parts[:2] == ("engines", "tiny") and graph.name.startswith("fp32-")
+    assert "is fresh" in vitedge("export", "model.py:tiny", "--checkpoint", "twice.pth").err
+
+    (tmp_path / "mine.toml").write_text("float_type = 'fp32'\nskip = ['head']\n")
+    calibrated = vitedge("calibrate", graph, "--images", photos, "--recipe", "mine.toml", "-o", "scales.json")
+    assert (calibrated.code, calibrated.out) == (0, "scales.json\n")
+    assert "from 40 images" in calibrated.err
+
+    quantized = vitedge("quantize", graph, "--scales", "scales.json", "-o", "mine.onnx")
+    assert (quantized.code, quantized.out) == (0, "mine.onnx\n")
+    assert "3 Linears in INT8" in quantized.err
+
+    built = vitedge("build", "mine.onnx")
+    assert built.code == 0 and Path(built.out.strip()).name.startswith("mine-")
+    assert json.loads(Path(built.out.strip(), "manifest.json").read_text())["recipe"]["skip"] == ["head"]
+    assert "is fresh" in vitedge("build", "mine.onnx").err
+
+    ran = vitedge("run", "tiny/mine", "--source", photos, "--limit", 3)
+    assert ran.code == 0 and len(ran.out.splitlines()) == 3
+
+
+def test_run_over_a_folder_prints_a_line_an_image(made: Made, vitedge: Vitedge) -> None:
+    said = vitedge("run", made.engines["openvino", "int8"], "--source", made.images, "--top", 2)
+    lines = said.out.splitlines()
+    assert said.code == 0 and len(lines) == IMAGES
+    for line in lines:
+        assert re.fullmatch(r"\d{3}\.png  \S.* [\d.]+%  \S.* [\d.]+%  preprocess [\d.]+  infer [\d.]+ ms", line), line
+    assert re.search(rf"^{IMAGES} frames in [\d.]+ s, [\d.]+ a second$", said.err, re.MULTILINE)
+
+
+def test_run_with_json_prints_an_object_a_frame(made: Made, vitedge: Vitedge) -> None:
+    said = vitedge("run", made.engines["openvino", "int8"], "--source", made.images, "--json", "--top", 3, "--limit", 7)
+    frames = [json.loads(line) for line in said.out.splitlines()]
+    assert said.code == 0 and [frame["index"] for frame in frames] == list(range(7))
+    for frame in frames:
+        assert set(frame) == {"index", "name", "timing", "top"} and len(frame["top"]) == 3
+        probabilities = [top["probability"] for top in frame["top"]]
+        assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1.0001
+        assert set(frame["timing"]) == {"capture_ms", "preprocess_ms", "infer_ms", "postprocess_ms"}
+    assert '"probability"' not in said.err
+
+
+def test_run_saves_annotated_pictures(made: Made, vitedge: Vitedge, tmp_path: Path) -> None:
+    said = vitedge("run", made.engines["openvino", "int8"], "--source", made.images, "--save", tmp_path / "out", "--limit", 3)
+    assert said.code == 0 and f"wrote {tmp_path / 'out'}" in said.err
+    pictures = sorted((tmp_path / "out").iterdir())
+    assert len(pictures) == 3 and all(path.suffix == ".jpg" for path in pictures)
+    assert all(Image.open(path).width >= 320 for path in pictures)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of 12 frames, each a JPEG of its own."""
+    path = tmp_path_factory.mktemp("clip") / "clip.avi"
+    with open_recorder(path, 10) as recorder:
+        for index in range(12):
+            recorder.write(np.full((64, 96, 3), 20 * index, np.uint8))
+    return path
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.avi"])
+def test_run_over_a_video_saves_one_with_as_many_frames(
+    made: Made, vitedge: Vitedge, clip: Path, tmp_path: Path, name: str
+) -> None:
+    said = vitedge("run", made.engines["openvino", "int8"], "--source", clip, "--save", tmp_path / name)
+    assert said.code == 0 and len(said.out.splitlines()) == 12 and "note:" not in said.err
+    with open_source(str(tmp_path / name)) as source:
+        assert source.fps == 10
+        assert len(list(source)) == 12
+
+
+def test_a_video_that_ends_in_a_corrupt_frame_exits_0_with_a_note(
+    made: Made, vitedge: Vitedge, clip: Path, tmp_path: Path
+) -> None:
+    data = bytearray(clip.read_bytes())
+    last = data.rindex(b"\xff\xd8\xff")
+    end = data.index(b"\xff\xd9", last)
+    data[last:end] = bytes(end - last)
+    (tmp_path / "broken.avi").write_bytes(data)
+    said = vitedge("run", made.engines["openvino", "int8"], "--source", tmp_path / "broken.avi", "--save", tmp_path / "out.mp4")
+    assert said.code == 0 and len(said.out.splitlines()) == 11
+    assert "note: " in said.err and "12 frames, only 11 could be decoded" in said.err
+    with open_source(str(tmp_path / "out.mp4")) as source:
+        assert len(list(source)) == 11
+
+
+def test_corrupt_images_are_left_out_and_counted(made: Made, vitedge: Vitedge, tmp_path: Path) -> None:
+    folder = shutil.copytree(made.images, tmp_path / "images")
+    for index in range(7):
+        (folder / "Bag" / f"broken{index}.png").write_bytes(b"\x89PNG\r\n\x1a\n not really")
+    engine = made.engines["openvino", "int8"]
+    ran = vitedge("run", engine, "--source", folder)
+    assert ran.code == 0 and len(ran.out.splitlines()) == IMAGES and f"{IMAGES} frames" in ran.err
+    measured = vitedge("bench", engine, "--images", folder, "--seconds", 0, "--json", tmp_path / "rows.json")
+    assert measured.code == 0 and json.loads((tmp_path / "rows.json").read_text())["rows"][0]["images"] == IMAGES
+    calibrated = vitedge("calibrate", made.graphs["fp32"], "--images", folder, "-o", tmp_path / "scales.json")
+    assert calibrated.code == 0 and f"from {IMAGES} images" in calibrated.err
+    for said in (ran, measured, calibrated):
+        assert said.err.count("broken") == 5 and "and 2 more of the kind" in said.err, said.err
+
+
+def test_bench_compares_engines_at_several_batches_and_writes_a_report(made: Made, vitedge: Vitedge, tmp_path: Path) -> None:
+    engines = [made.engines["openvino", "fp32"], made.engines["openvino", "int8"]]
+    files = ["--json", tmp_path / "rows.json", "--report", tmp_path / "new" / "report.html"]
+    said = vitedge("bench", *engines, "--images", made.images, "--batch", 1, "--batch", 4, "--seconds", 0, *files)
+    assert said.code == 0
+    content = json.loads((tmp_path / "rows.json").read_text())
+    rows = content["rows"]
+    assert [(row["variant"], row["batch"]) for row in rows] == [("fp32", 1), ("int8", 1), ("fp32", 4), ("int8", 4)]
+    assert all(row["images_per_s"] > 0 and row["top1"] > 80 for row in rows)
+    assert rows[0]["agreement"] is None and rows[1]["agreement"] > 90
+    assert content["environment"]["python"] == sys.version.split()[0]
+    assert "<html" in (tmp_path / "new" / "report.html").read_text()
+    assert said.out.count("openvino") == 4
+
+
+def test_models_lists_the_ways_to_name_one(vitedge: Vitedge) -> None:
+    said = vitedge("models")
+    assert said.code == 0 and said.err == ""
+    for word in ("path/file.py:factory", "hf:", "timm:", "torchvision:", "vitedge[compile]"):
+        assert word in said.out
+
+
+def test_doctor_passes_every_backend_here(vitedge: Vitedge) -> None:
+    said = vitedge("doctor")
+    assert said.code == 0
+    assert re.search("^PASS  openvino", said.out, re.MULTILINE) and re.search("^PASS  onnxruntime", said.out, re.MULTILINE)
+
+
+def test_init_keeps_what_is_there(vitedge: Vitedge, tmp_path: Path) -> None:
+    assert vitedge("init", tmp_path).out.count("wrote ") == 4
+    said = vitedge("init", tmp_path)
+    assert (said.code, said.out.count("kept "), said.out.count("wrote ")) == (0, 4, 0)
+
+
+def test_the_newest_engine_of_exactly_that_variant_is_found(
+    made: Made, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """int8 is not int8-smooth, and what a killed build left behind is no engine."""
+    folder = tmp_path / "engines" / "vit"
+    for name, variant in (("int8-000000000000", "int8"), ("int8-smooth-111111111111", "fp32"), (".int8-22.7.partial", "fp32")):
+        shutil.copytree(made.engines["onnxruntime", variant], folder / name, copy_function=shutil.copyfile)
+    (tmp_path / "calibration").mkdir()
+    monkeypatch.chdir(tmp_path)
+    said = vitedge("bench", "vit/int8", "--images", made.images, "--seconds", 0)
+    assert said.code == 0 and re.search("^int8 ", said.out, re.MULTILINE), said
+    said = vitedge("run", "vit/int", "--source", made.images)
+    assert said.code == 1 and "hint:  there are vit/int8, vit/int8-smooth\n" in said.err
+
+
+BENCH = ["bench", "engine", "--images", "images"]
+MISTAKES = {
+    "missing folder": (["make", MODEL, "--images", "none"], "there is no folder none"),
+    "empty folder": (["make", MODEL, "--images", "empty"], "there are no images in empty"),
+    "missing judge folder": (["make", MODEL, "--images", "images", "--judge", "none"], "there is no folder none"),
+    "unknown recipe": (["make", MODEL, "--images", "images", "--recipe", "int9"], "there is no recipe 'int9'"),
+    "unknown target": (["make", MODEL, "--images", "images", "--target", "fpga"], "there is no target 'fpga'"),
+    "recipe with a typing mistake": (["make", MODEL, "--images", "images", "--recipe", "typo.toml"], "no key 'skipp'"),
+    "recipe that is no TOML": (["make", MODEL, "--images", "images", "--recipe", "broken.toml"], "cannot read broken.toml"),
+    "no model": (["make", "resnet50", "--images", "images"], "'resnet50' does not name a model"),
+    "model file missing": (["make", "none.py:vit", "--images", "images"], "there is no file none.py"),
+    "model function missing": (["export", f"{MODEL}x"], "has no function 'vitx'"),
+    "checkpoint missing": (["export", MODEL, "--checkpoint", "none.pth"], "none.pth"),
+    "preprocess file missing": (["export", MODEL, "--preprocess", "none.toml"], "none.toml"),
+    "too few images": (["calibrate", "fp32.onnx", "--images", "few"], "only 3 images can be read"),
+    "recipe without calibration": (["calibrate", "fp32.onnx", "--images", "images", "--recipe", "bf16"], "bf16"),
+    "calibrating what is no ONNX": (["calibrate", "typo.toml", "--images", "images"], "typo.toml is not a readable ONNX model"),
+    "scales missing": (["quantize", "fp32.onnx", "--scales", "none.json"], "cannot read none.json"),
+    "scales of another model": (["quantize", "fp32.onnx", "--scales", "other.json"], "another model"),
+    "building what is missing": (["build", "none.onnx"], "none.onnx does not exist"),
+    "building a folder": (["build", "images"], "images is not a readable ONNX model"),
+    "unknown engine": (["run", "none", "--source", "images"], "none is not an engine"),
+    "unknown variant": (["run", "vit/int4", "--source", "images"], "there is no engine vit/int4"),
+    "unknown engine to measure": (["bench", "vit/int4", "--images", "images"], "there is no engine vit/int4"),
+    "source missing": (["run", "engine", "--source", "none.mp4"], "there is no file or folder none.mp4"),
+    "source that is no video": (["run", "engine", "--source", "typo.toml"], "typo.toml holds no frame"),
+    "source of an unknown kind": (["run", "engine", "--source", "rtsp://camera"], "rtsp://"),
+    "no camera": (["run", "engine", "--source", "98"], "camera 98"),
+    "unknown video format": (["run", "engine", "--source", "images", "--save", "out.gif"], "cannot record out.gif"),
+    "batch beyond the profile": ([*BENCH, "--batch", "17"], "1 to 16 images at once, not 17"),
+    "result over a folder": ([*BENCH, "--seconds", "0", "--json", "images"], "cannot write images: Is a directory"),
+    "workspace in a file": (["init", "typo.toml"], "cannot write typo.toml"),
+}
+
+
+@pytest.fixture(scope="module")
+def mistaken(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which things are missing or wrong."""
+    folder = tmp_path_factory.mktemp("mistaken")
+    (folder / "empty").mkdir()
+    write_images(folder / "images", 20)
+    write_images(folder / "few", 3)
+    shutil.copy(made.graphs["fp32"], folder / "fp32.onnx")
+    shutil.copytree(made.engines["openvino", "int8"], folder / "engine")
+    (folder / "typo.toml").write_text("skipp = ['head']\n")
+    (folder / "broken.toml").write_text("skip = [\n")
+    table = json.loads((made.root / "calibration" / "scales" / "fashion-vit.int8.json").read_text())
+    (folder / "other.json").write_text(json.dumps(table | {"model_sha256": "0" * 64}))
+    return folder
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_users_mistake_exits_1_with_one_sentence_and_no_traceback(
+    mistaken: Path, vitedge: Vitedge, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    arguments, sentence = MISTAKES[case]
+    monkeypatch.chdir(mistaken)
+    before = modified(mistaken)
+    said = vitedge(*arguments)
+    assert said.code == 1, said
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and sentence in errors[0], said.err
+    assert "Traceback" not in said.err
+    assert modified(mistaken) == before
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["missing folder", "empty folder", "unknown recipe", "unknown target", "no model", "unknown engine", "unknown variant"],
+)
+def test_a_common_mistake_comes_with_a_hint(mistaken: Path, vitedge: Vitedge, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    monkeypatch.chdir(mistaken)
+    said = vitedge(*MISTAKES[case][0])
+    assert said.err.splitlines()[-1].startswith("hint: ") and len(said.err.splitlines()[-1]) > 15
+    assert said.out == ""
+
+
+WRONG = (
+    ["fly"],
+    ["make"],
+    ["make", MODEL],
+    ["make", MODEL, "--images", "x", "--max-drop", "much"],
+    ["run", "x"],
+    ["run", "x", "--source", "y", "--top", "0"],
+    ["bench", "x", "--images", "y", "--batch", "0"],
+    ["doctor", "now"],
+    ["models", "--colour"],
+)
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
+def test_a_command_typed_wrongly_exits_2(vitedge: Vitedge, arguments: list[str]) -> None:
+    said = vitedge(*arguments)
+    assert said.code == 2 and said.out == "" and "Usage: vitedge" in said.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_explains_it_and_all_its_options(vitedge: Vitedge, command: str) -> None:
+    said = vitedge(command, "--help")
+    assert said.code == 0 and f"Usage: vitedge {command}" in said.out
+    parsed = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    assert set(parsed) == set(COMMANDS)
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", said.out).split())
+    assert parsed[command].help.split(".")[0] in text
+    for parameter in parsed[command].params:
+        assert parameter.name == "help" or len(parameter.help or "") > 10, f"{command} does not explain {parameter.name}"
+
+
+def test_help_names_every_command_and_where_to_begin(vitedge: Vitedge) -> None:
+    said = vitedge("--help")
+    assert said.code == 0 and "vitedge doctor" in said.out
+    for command in COMMANDS:
+        assert re.search(rf"\b{command}\b +\S", said.out)
+    assert vitedge("--version").out.startswith("vitedge 0.")
+    bare = vitedge()
+    assert "Usage: vitedge" in bare.out + bare.err
+
+
+def test_the_package_runs_as_a_module_and_exits_with_the_same_status(tmp_path: Path) -> None:
+    for arguments, code in ((["--version"], 0), (["run", "none", "--source", "x"], 1), (["fly"], 2)):
+        command = [sys.executable, "-m", "vitedge", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done
+        assert "Traceback" not in done.stderr
+
+
+def test_an_interrupted_command_says_so_and_exits_130(made: Made, tmp_path: Path) -> None:
+    tells = """
+import vitedge.bench.accuracy as accuracy
+measure = accuracy.measure
+def told(*arguments, **options):
+    print("timing", flush=True)
+    return measure(*arguments, **options)
+accuracy.measure = told
+"""
+    command = ("bench", made.engines["openvino", "int8"], "--images", made.images, "--seconds", 600)
+    process = start_python(tells + VITEDGE, *command, folder=tmp_path)
+    assert process.stdout is not None and process.stdout.readline() == "timing\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.startswith("interrupted; ") and "Traceback" not in err
+
+
+def test_a_reader_that_goes_away_is_no_traceback(made: Made) -> None:
+    process = start_python(VITEDGE, "run", made.engines["onnxruntime", "int8"], "--source", made.images, "--json")
+    assert process.stdout is not None and json.loads(process.stdout.readline())["index"] == 0
+    process.stdout.close()
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.wait(timeout=60)
+    assert "Traceback" not in said and "Exception" not in said, said

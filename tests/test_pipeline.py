@@ -1,0 +1,178 @@
+"""What is fresh is skipped, what its inputs changed is made again, and a bound on the loss is held."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.engines import CHECKPOINT, FASHION, IMAGES, MODEL, Made, Silent, run_python
+from vitedge import pipeline
+from vitedge.errors import VitEdgeError
+from vitedge.images import list_images
+from vitedge.pipeline import Job, ModelSource, check_drop
+from vitedge.runtime.engine import open_engine, read_manifest
+from vitedge.specs import BenchRow, Recipe, Target
+
+pytest.importorskip("torch")
+pytest.importorskip("openvino")
+
+
+@pytest.fixture
+def copy(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace of its own, with the exported model and its engines in it, and the current folder."""
+    root = Path(shutil.copytree(made.root, tmp_path / "workspace"))
+    monkeypatch.chdir(root)
+    return root
+
+
+def fresh(watcher: Silent) -> list[tuple[str, bool]]:
+    return [(line.partition(":")[0], line.endswith(" is fresh")) for line in watcher.lines]
+
+
+def test_make_tells_each_step_in_order_and_gives_all_that_it_made(copy: Path) -> None:
+    (copy / "plain.toml").write_text("method = 'none'\nfloat_type = 'fp32'\n")
+    watcher = Silent()
+    job = Job(ModelSource(MODEL, CHECKPOINT), copy / "images", copy, recipes=("int8", "plain.toml"), seconds=0)
+    result = pipeline.make(job, watcher)
+    steps = [step for step, _ in fresh(watcher)]
+    assert steps == ["export", "calibrate", "quantize", "quantize", "build", "build", "build", "bench"]
+    assert [read_manifest(folder).variant for folder in result.engines] == ["fp32", "int8", "plain"]
+    assert [row.variant for row in result.rows] == ["fp32", "int8", "plain"] and result.rows[0].images == IMAGES
+    assert result.rows[2].sqnr_db is not None and result.rows[2].sqnr_db > 100  # plain is FP32 once more
+    assert result.report.is_file() and result.notes == ()
+    again = Silent()
+    assert pipeline.make(job, again).engines == result.engines
+    assert [is_fresh for _, is_fresh in fresh(again)] == [True] * 7 + [False]  # measuring is never fresh
+
+
+def test_a_target_file_chooses_the_backend(copy: Path) -> None:
+    (copy / "engines" / "targets").mkdir()
+    (copy / "engines" / "targets" / "reference.toml").write_text("backend = 'onnxruntime'\nbatch = [1, 1, 4]\n")
+    job = Job(ModelSource(MODEL, CHECKPOINT), copy / "images", copy, target="reference", seconds=0)
+    result = pipeline.make(job, Silent())
+    assert {row.backend for row in result.rows} == {"onnxruntime"}
+    assert read_manifest(result.engines[1]).target == Target("reference", "onnxruntime", (1, 1, 4))
+
+
+@pytest.mark.parametrize("wrong", ["recipe", "target", "images", "judge"])
+def test_what_is_missing_is_found_before_anything_is_done(copy: Path, wrong: str) -> None:
+    changes = {
+        "recipe": {"recipes": ("int8", "int9")},
+        "target": {"target": "none"},
+        "images": {"images": copy / "none"},
+        "judge": {"judge": copy / "none"},
+    }
+    watcher = Silent()
+    job = Job(ModelSource(MODEL, CHECKPOINT), copy / "images", copy)
+    with pytest.raises(VitEdgeError, match=r"none|int9"):
+        pipeline.make(dataclasses.replace(job, **changes[wrong]), watcher)  # type: ignore[arg-type]
+    assert watcher.lines == []
+
+
+def test_a_scale_table_is_fresh_while_model_recipe_and_pictures_are_the_same(copy: Path, made: Made) -> None:
+    model, recipe = next((copy / "engines" / "fashion-vit").glob("fp32-*.onnx")), Recipe(float_type="fp32")
+
+    def is_fresh(recipe: Recipe = recipe, model: Path = model) -> bool:
+        watcher = Silent()
+        pipeline.calibrate_step(model, list_images(copy / "images"), recipe, copy, watcher)
+        return fresh(watcher) == [("calibrate", True)]
+
+    assert is_fresh()
+    assert not is_fresh(dataclasses.replace(recipe, method="percentile"))
+    assert not is_fresh()  # the table is now the other recipe's
+    assert is_fresh()
+    shutil.copytree(copy / "images", copy / "moved")
+    shutil.rmtree(copy / "images")
+    (copy / "moved").rename(copy / "images")
+    assert is_fresh()  # the same pictures, whatever their dates
+    first, second = [file.path for file in list_images(copy / "images")][:2]
+    shutil.copyfile(second, first)
+    assert not is_fresh()
+    assert is_fresh()
+
+
+def test_a_damaged_engine_is_not_fresh_but_built_again(copy: Path) -> None:
+    graph = next((copy / "engines" / "fashion-vit").glob("int8-*.onnx"))
+    folder = pipeline.build_step(graph, Target(), copy / "engines", watcher := Silent())
+    assert fresh(watcher) == [("build", True)]
+    (folder / "model.bin").write_bytes(b"")
+    assert pipeline.build_step(graph, Target(), copy / "engines", watcher := Silent()) == folder
+    assert fresh(watcher) == [("build", False)] and "floats in fp32" in watcher.lines[0]
+    open_engine(folder).close()
+
+
+def test_the_export_key_changes_with_whatever_the_model_is_made_from(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FASHION, tmp_path / "model", ignore=shutil.ignore_patterns(".cache", "data")))
+    preprocess = tmp_path / "preprocess.toml"
+    preprocess.write_text("size = [28, 28]\n")
+    source = ModelSource(f"{folder}/model.py:vit", folder / "vit.safetensors", preprocess)
+    keys = [pipeline._source_key(source)]
+    assert pipeline._source_key(source) == keys[0]
+    changes: list[Callable[[], object]] = [
+        lambda: (folder / "model.py").write_text((folder / "model.py").read_text() + "\n"),
+        lambda: (folder / "dataset.py").write_text("LABELS = ()\n"),  # which model.py imports
+        lambda: (folder / "new.py").write_text(""),
+        lambda: preprocess.write_text("size = [32, 32]\n"),
+        lambda: source.checkpoint.write_bytes(b"other weights"),  # type: ignore[union-attr]
+    ]
+    for change in changes:
+        change()
+        keys.append(pipeline._source_key(source))
+    keys.append(pipeline._source_key(dataclasses.replace(source, checkpoint=None)))
+    keys.append(pipeline._source_key(dataclasses.replace(source, name=f"{folder}/model.py:other")))
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_folder_of_save_pretrained_is_another_model_when_its_weights_change(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"first epoch")
+    source = ModelSource(f"hf:{tmp_path}")
+    before = pipeline._source_key(source)
+    assert pipeline._source_key(source) == before
+    (tmp_path / "model.safetensors").write_bytes(b"second epoch")
+    assert pipeline._source_key(source) != before
+    assert pipeline._source_key(ModelSource("hf:google/vit-base-patch16-224")) != before  # a name in the hub is no folder
+
+
+def row(variant: str, top1: float | None, agreement: float | None = None) -> BenchRow:
+    return BenchRow("m", variant, "openvino", 1, 1.0, 1.0, 1.0, 1000.0, 1.0, 100, top1, None, agreement)
+
+
+@pytest.mark.parametrize(
+    ("rows", "max_drop", "says"),
+    [
+        ([row("fp32", 80.0), row("int8", 79.5, 90.0)], 0.4, "int8 loses 0.50 points of top-1, more than the 0.4"),
+        ([row("fp32", 80.0), row("int8", 79.5, 90.0)], 0.5, None),
+        ([row("fp32", 80.0), row("int8", 81.0, 90.0)], 0.0, None),
+        ([row("fp32", 80.0), row("a", 80.0), row("b", 70.0)], 1.0, "b loses 10.00 points"),
+        ([row("fp32", None), row("int8", None, 99.0)], 0.5, "int8 loses 1.00 points of agreement with FP32"),
+        ([row("fp32", None), row("int8", None, 99.0)], 1.0, None),
+        ([row("fp32", None), row("int8", None)], 100.0, "no accuracy to hold against --max-drop"),
+        ([row("fp32", 80.0)], 0.0, None),
+    ],
+)
+def test_a_loss_is_held_against_the_bound(rows: list[BenchRow], max_drop: float, says: str | None) -> None:
+    if says is None:
+        check_drop(rows, max_drop)
+        return
+    with pytest.raises(VitEdgeError, match=says) as caught:
+        check_drop(rows, max_drop)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("package", ["torch", "onnxscript", "safetensors"])
+def test_a_missing_package_of_the_compiler_is_named_with_its_extra(package: str) -> None:
+    code = f"""
+import sys
+sys.modules[{package!r}] = None
+from vitedge.errors import MissingPackageError
+from vitedge.pipeline import require_compiler
+try:
+    require_compiler()
+except MissingPackageError as error:
+    print(error, error.hint)
+"""
+    assert run_python(code).stdout == f"the package {package!r} is not installed pip install 'vitedge[compile]'\n"

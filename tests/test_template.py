@@ -1,0 +1,104 @@
+"""The workspace that `vitedge init` writes is the repository's own, and its two READMEs tell all there is to set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engines import ROOT
+from vitedge.backends import BACKENDS
+from vitedge.specs import Recipe, Target, from_dict
+from vitedge.workspace import BUILTIN_RECIPES, TEMPLATE, init_workspace, load_recipe, load_target, read_toml
+
+FILES = sorted(path.relative_to(TEMPLATE) for path in TEMPLATE.rglob("*") if path.is_file())
+SPECS = {"calibration": Recipe, "engines": Target}
+ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
+
+
+def test_the_template_holds_both_folders_with_their_readmes_and_defaults() -> None:
+    names = {path.as_posix() for path in FILES}
+    assert names == {"calibration/README.md", "calibration/recipes/int8.toml", "engines/README.md", "engines/targets/cpu.toml"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_template_file_equals_the_repositorys(path: Path) -> None:
+    assert (TEMPLATE / path).read_bytes() == (ROOT / path).read_bytes()
+
+
+def test_the_repository_keeps_no_other_file_in_the_two_folders_but_scales() -> None:
+    done = subprocess.run(["git", "ls-files", "calibration", "engines"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    tracked = {line for line in done.stdout.splitlines() if not line.startswith("calibration/scales/")}
+    assert tracked == {path.as_posix() for path in FILES}
+
+
+def test_init_writes_the_template_and_keeps_what_is_there(tmp_path: Path) -> None:
+    assert init_workspace(tmp_path) == {tmp_path / path: True for path in FILES}
+    for path in FILES:
+        assert (tmp_path / path).read_bytes() == (TEMPLATE / path).read_bytes()
+    mine = tmp_path / "calibration" / "recipes" / "int8.toml"
+    mine.write_text("skip = ['head']\n")
+    (tmp_path / "engines" / "README.md").unlink()
+    written = init_workspace(tmp_path)
+    assert [path for path, is_new in written.items() if is_new] == [tmp_path / "engines" / "README.md"]
+    assert mine.read_text() == "skip = ['head']\n"
+
+
+@pytest.mark.parametrize("folder", SPECS)
+def test_a_readme_names_every_key_with_its_default(folder: str) -> None:
+    spec = SPECS[folder]
+    rows = {key: default for key, default, _ in ROW.findall((TEMPLATE / folder / "README.md").read_text("utf-8"))}
+    fields = {field.name: getattr(spec(), field.name) for field in dataclasses.fields(spec) if field.name != "name"}
+    assert list(rows) == list(fields)
+    for key, default in fields.items():
+        if default is None:
+            assert not rows[key].startswith("`"), "nothing that could be written into the file"
+        else:
+            assert from_toml(spec, key, rows[key].strip("`")) == default
+
+
+def from_toml(spec: type, key: str, text: str) -> Any:
+    """What a TOML file gives that says `key = text`; JSON is TOML for these values."""
+    return getattr(from_dict(spec, {key: json.loads(text)}), key)
+
+
+def test_the_readmes_name_every_value_of_the_choices() -> None:
+    calibration, engines = ((TEMPLATE / folder / "README.md").read_text("utf-8") for folder in SPECS)
+    for value in ("max", "percentile", "none", "fp32", "bf16", "auto"):
+        assert f'`"{value}"`' in calibration
+    for backend in BACKENDS:
+        assert f'`"{backend}"`' in engines
+
+
+def test_the_packaged_recipe_and_target_are_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert load_recipe(str(TEMPLATE / "calibration" / "recipes" / "int8.toml")) == Recipe() == BUILTIN_RECIPES["int8"]
+    assert load_target(str(TEMPLATE / "engines" / "targets" / "cpu.toml")) == Target()
+    monkeypatch.chdir(tmp_path)  # without a workspace, and then with one
+    for _ in range(2):
+        assert (load_recipe("int8"), load_target("cpu")) == (Recipe(), Target())
+        assert load_recipe("bf16") == Recipe(name="bf16", method="none", float_type="bf16")
+        init_workspace(tmp_path)
+
+
+@pytest.mark.parametrize("folder", SPECS)
+def test_every_toml_file_of_the_repository_loads(folder: str) -> None:
+    paths = sorted((ROOT / folder).glob("*/*.toml"))
+    assert paths
+    for path in paths:
+        from_dict(SPECS[folder], {"name": path.stem, **read_toml(path)})
+
+
+@pytest.mark.parametrize("folder", SPECS)
+def test_the_first_lines_of_a_readme_say_where_the_code_is(folder: str) -> None:
+    head = (TEMPLATE / folder / "README.md").read_text("utf-8")[:400]
+    named = re.findall(r"`((?:vitedge/|backends/)?[\w/]+(?:\.py|/))`", head)
+    assert named
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "vitedge" / "compiler" / name).exists(), name
