@@ -52,7 +52,10 @@ class Preprocess:
         _require(len(self.size) == 2 and min(self.size) > 0, f"size must be (height, width) in pixels, not {self.size}")
         _require(self.channels in (1, 3), f"channels must be 1 (grey) or 3 (RGB), not {self.channels}")
         _require(len(self.mean) == len(self.std) == self.channels, f"mean and std need {self.channels} values each")
-        _require(all(math.isfinite(v) for v in self.mean) and all(0 < v < math.inf for v in self.std), "std must be positive")
+        _require(
+            all(math.isfinite(v) for v in self.mean) and all(0 < v < math.inf for v in self.std),
+            f"mean must be finite and std positive, not {self.mean} and {self.std}",
+        )
         _require(0 < self.crop_pct <= 1, f"crop_pct must be in (0, 1], not {self.crop_pct}")
 
 

@@ -170,10 +170,12 @@ def _load(cls: type[T], name: str, folder: Path, builtin: dict[str, T]) -> T:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what processes that were killed while writing `path` left behind."""
-    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}"):
+    patterns = (f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}", f".{glob.escape(path.name)}.*.old")
+    for leftover in [found for pattern in patterns for found in path.parent.glob(pattern)]:
         writer = leftover.name.removesuffix(path.suffix).split(".")[-2]
         if writer == str(os.getpid()) or (writer.isdigit() and not _is_running(int(writer))):
-            _remove(leftover)
+            with suppress(FileNotFoundError):  # others clean up too
+                _remove(leftover)
 
 
 def _is_running(process: int) -> bool:

@@ -119,7 +119,7 @@ def test_a_batch_below_the_profile_is_filled_up_and_one_above_is_refused(made: M
         assert engine.max_batch == 4 and engine(rows).shape == (4, 10)
         np.testing.assert_allclose(engine(rows[:2]), engine(rows)[:2], atol=1e-3)
         np.testing.assert_allclose(engine(rows[:1]), engine(rows)[:1], atol=1e-3)
-        with pytest.raises(EngineError, match="batch of 5 .* built for 1 to 4"):
+        with pytest.raises(EngineError, match=r"batch of 5 .* built for 1 to 4"):
             engine.run(5)
 
 

@@ -33,7 +33,7 @@ def stream_activations(
     and the image.
     """
     card = model_card(model)
-    session = _session(model, tensors)
+    session = _session(model, tensors) if tensors else None  # none: the images are read and counted all the same
     rows = np.empty((BATCH, *input_shape(card)), input_dtype(card))
     batch: list[ImageFile] = []
     for file, image in stream(files, skipped):
@@ -58,7 +58,7 @@ def _session(model: ModelProto, tensors: Sequence[str]) -> Any:
 
 
 def _run(session: Any, tensors: Sequence[str], rows: NDArray[Any], batch: list[ImageFile]) -> Activations:
-    values = session.run(list(tensors), {session.get_inputs()[0].name: rows})
+    values = session.run(list(tensors), {session.get_inputs()[0].name: rows}) if tensors else []
     for name, array in zip(tensors, values, strict=True):
         if not np.isfinite(array).all():
             worst = next(i for i, row in enumerate(array) if not np.isfinite(row).all())

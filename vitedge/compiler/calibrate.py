@@ -53,7 +53,7 @@ class AbsHistogram:
     def add(self, x: Float32) -> None:
         """Count the values of `x`, which must be finite, doubling the range until they fit."""
         magnitudes = np.abs(x).ravel()
-        while magnitudes.max() > self.limit:
+        while float(magnitudes.max()) > self.limit:  # a float: 2**128 is beyond float32
             self.counts = np.pad(self.counts.reshape(-1, 2).sum(axis=1), (0, BINS // 2))
             self.limit *= 2
         bins = np.minimum((magnitudes * (BINS / self.limit)).astype(np.int32), BINS - 1)
@@ -91,8 +91,6 @@ def calibrate(
     if recipe.method not in COLLECTORS:
         hint = f"`vitedge make --recipe {recipe.name}` builds it without a calibration"
         raise VitEdgeError(f"the recipe {recipe.name!r} quantizes nothing, so there is nothing to calibrate", hint=hint)
-    if recipe.method == "none":
-        raise VitEdgeError(f"the recipe {recipe.name!r} quantizes nothing, so that there is nothing to calibrate")
     model = load(model_path)
     chosen = sample(files, recipe.images, recipe.seed)
     tensors = quantized_activations(model, recipe)

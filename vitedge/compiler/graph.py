@@ -193,4 +193,7 @@ def model_card(model: ModelProto) -> ModelCard:
     text = metadata(model).get("vitedge.card")
     if text is None:
         raise ModelError("this ONNX file was not exported by vitedge", hint="start from the model: vitedge export MODEL")
-    return from_dict(ModelCard, json.loads(text))
+    try:
+        return from_dict(ModelCard, json.loads(text))
+    except ValueError as error:
+        raise ModelError(f"the card in this ONNX file is damaged: {error}", hint="export it again") from error

@@ -15,6 +15,7 @@ import dataclasses
 import importlib
 import importlib.util
 import pickle
+import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -58,36 +59,28 @@ def load_model(name: str, checkpoint: Path | None = None, preprocess: Path | Non
     kind, _, rest = name.partition(":")
     loaders = {"hf": _from_transformers, "timm": _from_timm, "torchvision": _from_torchvision}
     if kind in loaders and rest:
-        module, card = loaders[kind](rest, checkpoint is None, given)
+        module, card = loaders[kind](rest, checkpoint, given)
     elif ".py:" in name:
         module, card = _from_file(name, given)
     else:
         hint = "give path/file.py:factory, hf:ORG/NAME, timm:NAME or torchvision:NAME; `vitedge models` lists examples"
         raise ModelError(f"{name!r} does not name a model", hint=hint)
-    if checkpoint is not None:
-        load_weights(module.model if isinstance(module, Only) else module, checkpoint)
-    return module.eval().requires_grad_(False).float(), card  # float: transformers keeps a half-precision checkpoint as it is
+    module = module.float()  # transformers keeps a checkpoint of half precision as it is
+    if checkpoint is not None and kind != "hf":
+        load_weights(module, checkpoint)
+    return module.eval().requires_grad_(False), card
 
 
 def load_weights(module: nn.Module, checkpoint: Path) -> None:
     """Load a checkpoint into `module`; every key and every shape must fit, or a ModelError names those that do not."""
     wanted = module.state_dict()
-    state = _unwrap(_read_checkpoint(checkpoint), wanted.keys())
-    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or unexpected:
-        parts = [
-            f"{len(keys)} {what} ({_few(keys)})" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys
-        ]
-        raise ModelError(
-            f"{checkpoint} does not fit the model: {' and '.join(parts)} of {len(wanted)} keys",
-            hint="is it the checkpoint of this architecture, with the same number of classes?",
-        )
+    state = _read_state(checkpoint, wanted.keys())
+    missing, unexpected = wanted.keys() - state.keys(), state.keys() - wanted.keys()
+    _check_fit(str(checkpoint), missing, [], unexpected)
     for key, value in state.items():
         if value.shape != wanted[key].shape:
             shapes = f"{tuple(value.shape)} in the file, {tuple(wanted[key].shape)} in the model"
             raise ModelError(f"{checkpoint} does not fit the model: {key!r} is {shapes}")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ModelError(f"{checkpoint}: the weight {key!r} holds NaN or infinite values", hint="use an earlier checkpoint")
     module.load_state_dict(state)
 
 
@@ -113,7 +106,7 @@ def _from_file(name: str, given: Preprocess | None) -> tuple[nn.Module, ModelCar
     return module, dataclasses.replace(card, preprocess=given or card.preprocess)
 
 
-def _from_transformers(name: str, pretrained: bool, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
+def _from_transformers(name: str, checkpoint: Path | None, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
     transformers = _require("transformers", "hf")
     with _one_sentence(f"cannot load hf:{name}", "check the name, or give a folder from save_pretrained"):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -124,32 +117,31 @@ def _from_transformers(name: str, pretrained: bool, given: Preprocess | None) ->
         else:
             config = getattr(config, "vision_config", config)  # the vision tower of CLIP and SigLIP
             auto = _tower(transformers, config)
-        pooled = True
-        if pretrained:
-            module, pooled = _hf_weights(auto, name)
-        else:
-            module = auto.from_config(config) if hasattr(auto, "from_config") else auto(config)
-    short = name.rstrip("/").rpartition("/")[2]
+        module, pooled = _hf_weights(auto, name, config, checkpoint)
+    short = _card_name(name)
     if classify:
         labels = tuple(config.id2label[i] for i in sorted(config.id2label))
         return Only(module, lambda out: out.logits), ModelCard(short, "classify", spec, labels=labels)
     return Only(module, _embedding if pooled else _first_token), ModelCard(short, "embed", spec)
 
 
-def _hf_weights(auto: Any, name: str) -> tuple[nn.Module, bool]:
-    """The module with its weights, and whether its pooler, if it has one, has any: DINO's come without.
+def _hf_weights(auto: Any, name: str, config: Any, checkpoint: Path | None) -> tuple[nn.Module, bool]:
+    """The module with its weights, and whether those of its pooler, if it has one, are among them: DINO's are not.
 
-    Other weights that are missing or of another shape, which transformers would make up, are a ModelError.
+    Other weights that are missing or of another shape are a ModelError: transformers would make them up.
     """
-    module, report = auto.from_pretrained(name, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True)
-    missing = sorted(report["missing_keys"])
-    unpooled = [key for key in missing if "pooler." in key]
-    wrong = [key for key in missing if key not in unpooled] + sorted(key for key, *_ in report["mismatched_keys"])
-    if wrong:
-        raise ModelError(
-            f"hf:{name} has no weights for {len(wrong)} keys of {type(module).__name__}, or of another shape ({_few(wrong)})",
-            hint="is it the checkpoint of this architecture, with the same number of classes?",
-        )
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if checkpoint is None:
+        module, report = auto.from_pretrained(name, trust_remote_code=False, **options)
+    else:  # by transformers too, which renames the keys of files that it wrote itself
+        blank = auto.from_config(config) if hasattr(auto, "from_config") else auto(config)
+        state = _read_state(checkpoint, blank.state_dict().keys())
+        module, report = type(blank).from_pretrained(None, config=config, state_dict=state, **options)
+    unpooled = {key for key in report["missing_keys"] if "pooler." in key}
+    missing = set(report["missing_keys"]) - unpooled
+    mismatched = {key for key, *_ in report["mismatched_keys"]}
+    if missing or mismatched:
+        _check_fit(str(checkpoint or f"hf:{name}"), missing, mismatched, report["unexpected_keys"])
     return module, not unpooled
 
 
@@ -216,10 +208,10 @@ def _sides(size: Mapping[str, int]) -> tuple[int, int]:
     return (size["shortest_edge"],) * 2 if "shortest_edge" in size else (size["height"], size["width"])
 
 
-def _from_timm(name: str, pretrained: bool, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
+def _from_timm(name: str, checkpoint: Path | None, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
     timm = _require("timm", "timm")
     try:
-        module = timm.create_model(name, pretrained=pretrained)
+        module = timm.create_model(name, pretrained=checkpoint is None)
     except (RuntimeError, OSError, ValueError) as error:
         raise ModelError(f"cannot load timm:{name}: {error}", hint="`vitedge models --filter vit` lists the names") from error
     preprocess = given or _timm_preprocess(timm.data.resolve_model_data_config(module), name)
@@ -227,12 +219,13 @@ def _from_timm(name: str, pretrained: bool, given: Preprocess | None) -> tuple[n
 
 
 def _timm_card(timm: Any, module: Any, name: str, preprocess: Preprocess) -> ModelCard:
+    short = _card_name(name)
     if module.num_classes == 0:
-        return ModelCard(name, "embed", preprocess)
+        return ModelCard(short, "embed", preprocess)
     subset = timm.data.infer_imagenet_subset(module)
     info = timm.data.ImageNetInfo(subset) if subset else None
     labels = tuple(info.index_to_description(i) for i in range(module.num_classes)) if info else ()
-    return ModelCard(name, "classify", preprocess, labels=labels)
+    return ModelCard(short, "classify", preprocess, labels=labels)
 
 
 def _timm_preprocess(config: Mapping[str, Any], name: str) -> Preprocess:
@@ -247,13 +240,13 @@ def _timm_preprocess(config: Mapping[str, Any], name: str) -> Preprocess:
         raise _cannot_prepare(f"timm:{name}", f"{error} is missing or unusual") from error
 
 
-def _from_torchvision(name: str, pretrained: bool, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
+def _from_torchvision(name: str, checkpoint: Path | None, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
     torchvision = _require("torchvision", "torchvision")
     try:
         weights = torchvision.models.get_model_weights(name).DEFAULT
     except ValueError as error:
         raise ModelError(f"torchvision has no model {name!r}", hint="`vitedge models --filter vit` lists the names") from error
-    module = torchvision.models.get_model(name, weights=weights if pretrained else None)
+    module = torchvision.models.get_model(name, weights=None if checkpoint else weights)
     transform = weights.transforms()
     spec = given or Preprocess(
         size=(transform.crop_size[0],) * 2, resize="crop", crop_pct=transform.crop_size[0] / transform.resize_size[0],
@@ -262,11 +255,39 @@ def _from_torchvision(name: str, pretrained: bool, given: Preprocess | None) -> 
     return module, ModelCard(name, "classify", spec, labels=tuple(weights.meta["categories"]))
 
 
+def _card_name(name: str) -> str:
+    """The last part of a hub's name or of a folder, with - for what has no place in the names of files."""
+    last = Path(name).resolve().name if Path(name).is_dir() else name.rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", last).lstrip(".+-") or "model"
+
+
 def _cannot_prepare(name: str, reason: str) -> ModelError:
     return ModelError(
         f"the config of {name} does not say how its images are prepared in a way that vitedge reproduces: {reason}",
         hint="say it with --preprocess FILE.toml (size, resize, crop_pct, interpolation, mean, std)",
     )
+
+
+def _check_fit(where: str, missing: Collection[str], mismatched: Collection[str], unexpected: Collection[str]) -> None:
+    """Raise a ModelError that names the keys that do not fit, if there are any."""
+    kinds = {"missing": missing, "of another shape": mismatched, "unexpected": unexpected}
+    parts = [f"{len(keys)} keys are {what} ({_few(sorted(keys))})" for what, keys in kinds.items() if keys]
+    if parts:
+        raise ModelError(
+            f"{where} does not fit the model: {' and '.join(parts)}",
+            hint="is it the checkpoint of this architecture, with the same number of classes?",
+        )
+
+
+def _read_state(checkpoint: Path, wanted: Collection[str]) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, without what was wrapped around it; a NaN or an infinity is a ModelError."""
+    state = _unwrap(_read_checkpoint(checkpoint), wanted)
+    if state is None:
+        raise ModelError(f"{checkpoint} holds no state dict of tensors", hint="save model.state_dict()")
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ModelError(f"{checkpoint}: the weight {key!r} holds NaN or infinite values", hint="use an earlier checkpoint")
+    return state
 
 
 def _read_checkpoint(path: Path) -> Any:
@@ -294,12 +315,12 @@ def _is_pickle(path: Path) -> bool:
         return file.read(2) in (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 
 
-def _unwrap(state: Any, wanted: Collection[str]) -> dict[str, Tensor]:
-    """The state dict inside what a training script saved, without prefixes that wrappers add and the `wanted` keys lack."""
+def _unwrap(state: Any, wanted: Collection[str]) -> dict[str, Tensor] | None:
+    """The state dict, if any, in what a training script saved, without prefixes of wrappers that the `wanted` keys lack."""
     while isinstance(state, Mapping) and (key := next((k for k in NESTED if isinstance(state.get(k), Mapping)), None)):
         state = state[key]
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError("the checkpoint holds no state dict of tensors", hint="save model.state_dict()")
+        return None
     for prefix in WRAPPED:
         if all(key.startswith(prefix) for key in state) and not all(key.startswith(prefix) for key in wanted):
             state = {key.removeprefix(prefix): value for key, value in state.items()}

@@ -1,0 +1,124 @@
+"""The README's tables are what results/*.json say, and rewriting them touches nothing else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.readme import BLOCK, TABLES, cpu_latency, markdown, rewrite
+from vitedge.errors import VitEdgeError
+from vitedge.workspace import read_json
+
+ROOT = Path(__file__).parents[2]
+README = """# A project
+
+<!-- table: first -->
+old
+<!-- /table -->
+between \\1 \\g<name>
+<!-- table: second -->
+<!-- /table -->
+the end
+"""
+ROW = {"precision": "fp32", "median_ms": 80.04, "p90_ms": 90.0, "min_ms": 70.0, "ratio": 4.0, "ratio_low": 3.9, "ratio_high": 4.2}
+OURS = {**ROW, "name": "vitedge int8", "median_ms": 20.0, "ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0, "sqnr_db": 19.04}
+SECTION = {"judge_images": 32, "candidates": [{**ROW, "name": "torch eager"}, OURS], "skipped": {"NNCF": "not installed"}}
+DOCUMENT = {
+    "environment": {"machine": "Cortex-A78", "cores": "6", "int8": "asimddp", "date": "2026-11-23", "command": "python x.py"},
+    "versions": {"torch": "2.13.0", "nncf": None},
+    "batch": 1,
+    "rounds": 40,
+    "calls_per_round": 4,
+    "ratio_to": "vitedge int8",
+    "interval": "95 %",
+    "sections": {"features": SECTION, "whole": SECTION},
+}  # fmt: skip
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run readme.py as a user does."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "readme.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def readme_and_results(folder: Path, document: dict[str, Any]) -> list[object]:
+    """A README with an empty block and the measurements beside it, as options."""
+    (folder / "README.md").write_text("# Größe\n<!-- table: cpu_latency -->\n<!-- /table -->\n", "utf-8")
+    (folder / "cpu_latency.json").write_text(json.dumps(document), "utf-8")
+    return ["--readme", folder / "README.md", "--results", folder]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_table_in_the_readme_is_what_was_measured(name: str) -> None:
+    blocks = {match["name"]: match["body"] for match in BLOCK.finditer((ROOT / "README.md").read_text("utf-8"))}
+    assert name in blocks, f"README.md has no block <!-- table: {name} -->"
+    assert blocks[name] == TABLES[name](read_json(ROOT / "results" / f"{name}.json")), "run: python benchmarks/readme.py"
+
+
+def test_blocks_are_replaced_and_nothing_else() -> None:
+    new = rewrite(README, {"first": "\\1 new\n", "second": "more\n"})
+    assert new == README.replace("old\n", "\\1 new\n").replace("second -->\n", "second -->\nmore\n")
+
+
+def test_rewriting_twice_is_rewriting_once() -> None:
+    once = rewrite(README, {"first": "new\n"})
+    assert rewrite(once, {"first": "new\n"}) == once
+
+
+def test_blocks_of_unknown_tables_stay() -> None:
+    assert rewrite(README, {}) == README
+
+
+@pytest.mark.parametrize(("text", "count"), [("", 0), (README + README, 2), (README.replace("<!-- /table -->", ""), 0)])
+def test_a_table_without_one_block_is_an_error(text: str, count: int) -> None:
+    with pytest.raises(VitEdgeError, match=f"{count} blocks for the table 'first'"):
+        rewrite(text, {"first": "new\n"})
+
+
+def test_every_row_of_a_table_has_all_columns() -> None:
+    lines = cpu_latency(DOCUMENT).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 2 + 2 + 1  # head and rule, candidates, skipped
+    assert {row.count("|") for row in rows} == {8}
+
+
+def test_a_table_shows_the_figures_and_where_they_come_from() -> None:
+    text = cpu_latency(DOCUMENT)
+    assert "| torch eager | fp32 | 80.0 | 4.00 (3.90 - 4.20) | reference | 80.0 | 4.00 (3.90 - 4.20) |" in text
+    assert "| **vitedge int8** | **fp32** | **20.0** | **1.00** | **19.0** | **20.0** | **1.00** |" in text
+    assert "| NNCF | skipped: not installed |" in text
+    for fact in ("160 calls", "32 images", "Cortex-A78, 6 cores (asimddp)", "torch 2.13.0.", "`python x.py`"):
+        assert fact in text
+    assert "None" not in text
+
+
+def test_a_candidate_of_one_section_alone_is_shown() -> None:
+    document = {**DOCUMENT, "sections": {"features": SECTION, "whole": {**SECTION, "candidates": []}}}
+    assert "| 80.0 | 4.00 (3.90 - 4.20) | reference |  |  |" in cpu_latency(document)
+
+
+def test_markdown() -> None:
+    assert markdown([["a", "b", "c"], ["1", "2", "3"]]) == "| a | b | c |\n|---|---|---:|\n| 1 | 2 | 3 |\n"
+
+
+def test_check_writes_nothing_and_fails_until_it_is_written(tmp_path: Path) -> None:
+    options = readme_and_results(tmp_path, DOCUMENT)
+    before = (tmp_path / "README.md").read_bytes()
+    checked = run("--check", *options)
+    assert (checked.returncode, checked.stderr.count("\n")) == (1, 2)
+    assert "out of date" in checked.stderr
+    assert (tmp_path / "README.md").read_bytes() == before
+    assert run(*options).returncode == 0
+    assert (tmp_path / "README.md").read_text("utf-8").startswith("# Größe\n<!-- table: cpu_latency -->\n| engine |")
+    assert run("--check", *options).returncode == 0
+
+
+def test_a_readme_without_the_block_is_one_sentence(tmp_path: Path) -> None:
+    options = readme_and_results(tmp_path, DOCUMENT)
+    (tmp_path / "README.md").write_text("# Nothing here\n", "utf-8")
+    done = run(*options)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the README has 0 blocks for the table 'cpu_latency'\nhint: ")
