@@ -1,13 +1,14 @@
-# make demo | make test need nothing but python3 (3.10 or newer) and the package registry; both make .venv first.
+# make demo and make test need python3.11 and a package index; both make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 FASHION := examples/fashion_mnist
 FOCUS := examples/focus
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-families check bench clean
 help:
 	@echo "make demo    deploy two real Vision Transformers on this machine; tables, an annotated video, reports"
 	@echo "make test    all tests"
+	@echo "make test-families   timm and torchvision architectures; downloads several GB"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make bench   measure against other engines and write results/ and the README tables"
 
@@ -17,16 +18,20 @@ help:
 	touch $@
 
 demo: .venv/ready
-	$(BIN)/python $(FASHION)/dataset.py
+	@echo "1/3  Fashion-MNIST: a small ViT, accuracy on 10,000 images"
+	@$(BIN)/python $(FASHION)/dataset.py
 	$(BIN)/vitedge make $(FASHION)/model.py:vit --checkpoint $(FASHION)/vit.safetensors \
 	  --images $(FASHION)/.cache/calibration --judge $(FASHION)/.cache/test
+	@echo "2/3  focus: a ViT-S/14 that marks what is worth looking at"
 	$(BIN)/python $(FOCUS)/fetch.py
 	$(BIN)/vitedge make $(FOCUS)/model.py:focus --checkpoint $(FOCUS)/.cache/focus.safetensors \
 	  --images $(FOCUS)/.cache/calibration --judge $(FOCUS)/.cache/judge
+	@echo "3/3  focus on a video"
 	@mkdir -p out
 	$(BIN)/vitedge run focus-vits14/int8 --source $(FOCUS)/.cache/bikes.mp4 --save out/bikes.mp4 --json > out/bikes.jsonl
 	@echo "annotated video:  out/bikes.mp4, one line a frame in out/bikes.jsonl"
 	@echo "reports:          engines/fashion-vit/report.html  engines/focus-vits14/report.html"
+	@echo "to go on:         . .venv/bin/activate, then vitedge --help"
 
 test: .venv/ready
 	$(BIN)/python -m pytest
@@ -44,11 +49,10 @@ bench: demo
 	$(BIN)/python benchmarks/readme.py
 
 clean:
-	rm -rf .venv .venv-families .cache build dist out *.egg-info
+	rm -rf .venv .venv-families .cache .*_cache .hypothesis build dist out *.egg-info examples/*/.cache engines/*-vit*
 
-# slow suites with an environment of their own
-.PHONY: test-families
-test-families:  ## timm and torchvision architectures; downloads several GB
+# a slow suite with an environment of its own: timm and torchvision bring a build of torch of several GB
+test-families:
 	$(PYTHON) -m venv .venv-families
 	.venv-families/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[compile,cpu,timm,torchvision]' pytest
 	.venv-families/bin/python -m pytest tests/families

@@ -23,7 +23,6 @@ import importlib.metadata
 import io
 import logging
 import math
-import os
 import shlex
 import shutil
 import subprocess
@@ -46,7 +45,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from vitedge.backends.build import build_engine
-from vitedge.bench.report import environment
+from vitedge.bench.environment import environment
+from vitedge.bench.latency import TURN_CALLS, timed_turn
 from vitedge.compiler.calibrate import calibrate
 from vitedge.compiler.export import export
 from vitedge.compiler.models import load_model
@@ -64,11 +64,7 @@ WEIGHTS = FOCUS / ".cache" / "focus.safetensors"
 CACHE = ROOT / ".cache" / "cpu_latency"
 PACKAGES = ("torch", "onnxscript", "onnxruntime", "openvino", "nncf")
 OURS = "vitedge int8"
-SETTLE_S = 0.02  # before a turn: the threads of the engine before it spin for a while, looking for work
-TURN_CALLS = 4  # timed calls in a turn, after one that is not: the engine before had the caches
-DISTURBED = 0.05  # of all cores: a turn in which others had more is taken again, after WAIT_S
-WAIT_S = 0.5
-TICK_S = 0.02  # /proc/stat counts in hundredths of a second
+WAIT_S = 0.5  # after a turn that other processes disturbed
 RESAMPLES = 2000  # of the bootstrap
 Image = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -436,36 +432,13 @@ def time_in_turns(runs: Sequence[Callable[[], object]], rounds: int) -> tuple[ND
     with Progress(console=err, transient=True) as progress:
         for number in progress.track(range(rounds), description="timing"):
             for index in generator.permutation(len(runs)):
-                samples[index, number], disturbed = turn(runs[index])
+                samples[index, number], disturbed = timed_turn(runs[index])
                 while disturbed:
                     again += 1
                     progress.console.print("another process is busy: waiting for it") if again == 1 else None
                     time.sleep(WAIT_S)
-                    samples[index, number], disturbed = turn(runs[index])
+                    samples[index, number], disturbed = timed_turn(runs[index])
     return samples, again
-
-
-def turn(run: Callable[[], object]) -> tuple[list[float], bool]:
-    """Milliseconds of TURN_CALLS calls, and whether others had more than DISTURBED of the processor meanwhile."""
-    time.sleep(SETTLE_S)
-    run()
-    taken = []
-    began, others = time.perf_counter(), others_s()
-    for _ in range(TURN_CALLS):
-        start = time.perf_counter_ns()
-        run()
-        taken.append((time.perf_counter_ns() - start) / 1e6)
-    allowed = DISTURBED * (os.cpu_count() or 1) * (time.perf_counter() - began)
-    return taken, others_s() - others > allowed + TICK_S
-
-
-def others_s() -> float:
-    """Processor time, in seconds since the start, of everything but this process: other processes, the kernel, the host."""
-    stat = Path("/proc/stat")
-    if not stat.is_file():
-        return 0.0
-    user, nice, system, _, _, irq, softirq, steal = map(int, stat.read_text("ascii").split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def ratio_intervals(samples: NDArray[np.float64], ours: int) -> NDArray[np.float64]:

@@ -32,7 +32,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     arguments = parser.parse_args()
     old = arguments.readme.read_text("utf-8")
-    new = rewrite(old, {name: make(read_json(arguments.results / f"{name}.json")) for name, make in TABLES.items()})
+    measured = {name: path for name in TABLES if (path := arguments.results / f"{name}.json").is_file()}
+    new = rewrite(old, {name: TABLES[name](read_json(path)) for name, path in measured.items()})
     if old == new:
         print(f"{arguments.readme}: up to date")
     elif arguments.check:
@@ -74,10 +75,8 @@ def bench_table(document: dict[str, Any]) -> str:
         for row in document["rows"]
     ]  # fmt: skip
     where, first = document["environment"], document["rows"][0]
-    machine = f"{where['machine']}, {where['cores']} cores ({where['int8']}), {where['date']}"
-    return (
-        f"{markdown([head, *rows])}\nBatch {first['batch']}, {first['images']} images. {machine}; OpenVINO {where['openvino']}.\n"
-    )
+    machine = f"{where['machine']}, {where['cores']} cores ({where['int8']}), {where['date']}; OpenVINO {where['openvino']}"
+    return f"{markdown([head, *rows])}\nBatch {first['batch']}, {first['images']} images. {machine}. `{where['command']}`\n"
 
 
 def cell(value: float | None, form: str) -> str:

@@ -109,7 +109,9 @@ def steps(err: str) -> list[str]:
 
 
 def modified(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "__pycache__" not in path.parts and path.is_file()}
+    """When each file was written; a manifest is touched to say which engine was asked for last."""
+    files = [path for path in folder.rglob("*") if "__pycache__" not in path.parts and path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in files if path.name != "manifest.json"}
 
 
 def test_make_in_a_new_workspace_does_every_step(workspace: Path) -> None:
@@ -241,7 +243,7 @@ def test_run_over_a_folder_prints_a_line_an_image(made: Made, vitedge: Vitedge) 
     assert said.code == 0 and len(lines) == IMAGES
     for line in lines:
         assert re.fullmatch(r"\d{3}\.png  \S.* [\d.]+%  \S.* [\d.]+%  preprocess [\d.]+  infer [\d.]+ ms", line), line
-    assert re.search(rf"^{IMAGES} frames in [\d.]+ s, [\d.]+ a second$", said.err, re.MULTILINE)
+    assert re.search(rf"^{IMAGES} frames, [\d.]+ a second$", said.err, re.MULTILINE)
 
 
 def test_run_with_json_prints_an_object_a_frame(made: Made, vitedge: Vitedge) -> None:
@@ -385,7 +387,7 @@ MISTAKES = {
     "scales of another model": (["quantize", "fp32.onnx", "--scales", "other.json"], "another model"),
     "building what is missing": (["build", "none.onnx"], "none.onnx does not exist"),
     "building a folder": (["build", "images"], "images is not a readable ONNX model"),
-    "unknown engine": (["run", "none", "--source", "images"], "none is not an engine"),
+    "unknown engine": (["run", "none", "--source", "images"], "there is no engine none"),
     "unknown variant": (["run", "vit/int4", "--source", "images"], "there is no engine vit/int4"),
     "unknown engine to measure": (["bench", "vit/int4", "--images", "images"], "there is no engine vit/int4"),
     "source missing": (["run", "engine", "--source", "none.mp4"], "there is no file or folder none.mp4"),
@@ -505,7 +507,7 @@ accuracy.measure = told
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
-    assert err.startswith("interrupted; ") and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("interrupted; ") and "Traceback" not in err
 
 
 def test_a_reader_that_goes_away_is_no_traceback(made: Made) -> None:

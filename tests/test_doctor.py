@@ -1,12 +1,19 @@
 """The doctor's model is what doctor.py says it is, and it runs on every backend installed here."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vitedge import doctor
+from vitedge.backends import load_backend
 from vitedge.compiler.graph import set_metadata
 from vitedge.doctor import MODEL, examine
+from vitedge.errors import EngineError
 from vitedge.specs import ModelCard, Preprocess, TensorSpec
+from vitedge.workspace import sha256
 
 
 def doctor_model() -> bytes:
@@ -37,12 +44,47 @@ def doctor_model() -> bytes:
 
 def test_packaged_model_is_the_documented_one() -> None:
     assert MODEL.read_bytes() == doctor_model()
+    assert sha256(MODEL) == doctor.SHA256
 
 
 def test_every_installed_backend_passes() -> None:
     findings = {finding.backend: finding for finding in examine()}
     assert findings["openvino"].passed is True, findings["openvino"]
     assert findings["onnxruntime"].passed is True, findings["onnxruntime"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short", "one byte"])
+def test_a_damaged_model_is_a_finding_that_blames_no_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    data = bytearray(MODEL.read_bytes())
+    data[len(data) // 2] ^= 0x80
+    if damage != "missing":
+        (tmp_path / "doctor.onnx").write_bytes(data[:-100] if damage == "cut short" else data)
+    monkeypatch.setattr(doctor, "MODEL", tmp_path / "doctor.onnx")
+    for finding in examine():
+        assert finding.passed is False and finding.text == f"{tmp_path / 'doctor.onnx'} is missing or damaged"
+        assert finding.hint == "pip install --force-reinstall --no-deps vitedge"
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_what_fails_without_advice_is_to_be_installed_again_under_its_own_package(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail() -> str:
+        raise EngineError("libtbb.so.12 is missing")
+
+    monkeypatch.setattr(load_backend(name), "version", fail)
+    monkeypatch.setattr(load_backend(name), "PACKAGE", "the-package")
+    finding = next(finding for finding in examine() if finding.backend == name)
+    assert (finding.passed, finding.text) == (False, "libtbb.so.12 is missing")
+    assert finding.hint == "pip install --force-reinstall the-package"
+
+
+def test_wrong_numbers_are_a_finding_whatever_their_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    for scores in (doctor.SCORES + 1, doctor.SCORES[:, :3, :3]):
+        monkeypatch.setattr(doctor, "SCORES", scores)
+        assert [finding.passed for finding in examine()] == [False, False]
 
 
 if __name__ == "__main__":

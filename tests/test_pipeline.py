@@ -43,7 +43,8 @@ def test_make_tells_each_step_in_order_and_gives_all_that_it_made(copy: Path) ->
     assert [read_manifest(folder).variant for folder in result.engines] == ["fp32", "int8", "plain"]
     assert [row.variant for row in result.rows] == ["fp32", "int8", "plain"] and result.rows[0].images == IMAGES
     assert result.rows[2].sqnr_db is not None and result.rows[2].sqnr_db > 100  # plain is FP32 once more
-    assert result.report.is_file() and result.notes == ()
+    assert result.report.is_file()
+    assert [note for note in result.notes if "another process" not in note and "--judge" not in note] == []
     again = Silent()
     assert pipeline.make(job, again).engines == result.engines
     assert [is_fresh for _, is_fresh in fresh(again)] == [True] * 7 + [False]  # measuring is never fresh
@@ -56,6 +57,25 @@ def test_a_target_file_chooses_the_backend(copy: Path) -> None:
     result = pipeline.make(job, Silent())
     assert {row.backend for row in result.rows} == {"onnxruntime"}
     assert read_manifest(result.engines[1]).target == Target("reference", "onnxruntime", (1, 1, 4))
+
+
+def test_images_that_cannot_be_read_are_named_once(copy: Path) -> None:
+    (copy / "images" / "broken.png").write_bytes(b"no image")
+    watcher = Silent()
+    result = pipeline.make(Job(ModelSource(MODEL, CHECKPOINT), copy / "images", copy, seconds=0), watcher)
+    assert len([note for note in result.notes if "broken.png" in note]) == 1, result.notes
+    assert any(line.startswith("calibrate: ") and "1 unreadable ones skipped" in line for line in watcher.lines), watcher.lines
+
+
+def test_a_backend_that_does_not_exist_is_found_before_anything_is_done(copy: Path) -> None:
+    (copy / "mine.toml").write_text("backend = 'tensorrtx'\n")
+    watcher = Silent()
+    with pytest.raises(VitEdgeError, match="there is no backend 'tensorrtx'") as caught:
+        pipeline.make(Job(ModelSource(MODEL, CHECKPOINT), copy / "images", copy, target="mine.toml"), watcher)
+    assert caught.value.hint == "known: openvino, onnxruntime" and watcher.lines == []
+    with pytest.raises(VitEdgeError, match="there is no backend 'tensorrtx'"):
+        pipeline.build_step(next((copy / "engines").rglob("int8-*.onnx")), Target(backend="tensorrtx"), copy / "new", watcher)
+    assert not (copy / "new").exists() and watcher.lines == []
 
 
 @pytest.mark.parametrize("wrong", ["recipe", "target", "images", "judge"])
@@ -78,9 +98,10 @@ def test_a_scale_table_is_fresh_while_model_recipe_and_pictures_are_the_same(cop
 
     def is_fresh(recipe: Recipe = recipe, model: Path = model) -> bool:
         watcher = Silent()
-        pipeline.calibrate_step(model, list_images(copy / "images"), recipe, copy, watcher)
+        pipeline.calibrate_step(model, list_images(copy / "images"), recipe, copy / "scales.json", watcher)
         return fresh(watcher) == [("calibrate", True)]
 
+    assert not is_fresh()
     assert is_fresh()
     assert not is_fresh(dataclasses.replace(recipe, method="percentile"))
     assert not is_fresh()  # the table is now the other recipe's

@@ -191,7 +191,7 @@ WRONG_TYPES: list[tuple[type, dict[str, Any], str]] = [
     (Recipe, {"images": None}, "Recipe.images must be int, not None"),
     (Recipe, {"skip": "head"}, "Recipe.skip must be a list, not 'head'"),
     (Recipe, {"skip": [1]}, "Recipe.skip must be str, not 1"),
-    (Target, {"backend": "tensorrtx"}, "Target.backend must be one of"),
+    (Target, {"backend": 3}, "Target.backend must be str"),
     (Target, {"batch": 4}, "Target.batch must be a list, not 4"),
     (Target, {"batch": [1, 4]}, r"Target.batch needs 3 values, not \[1, 4\]"),
     (Target, {"batch": [1, 4, "8"]}, "Target.batch must be int, not '8'"),

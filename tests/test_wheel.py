@@ -59,7 +59,7 @@ def test_every_extra_that_an_error_names_exists(metadata: email.message.Message)
     """The hint of a MissingPackageError is a command that has to work."""
     sources = "".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py"))
     named = set(re.findall(r"vitedge\\*\[(\w+)\]", sources))
-    named |= set(re.findall(r'(?:MissingPackageError|_require)\("[\w-]+", "(\w+)"\)', sources))
+    named |= set(re.findall(r'(?:MissingPackageError|import_package)\("[\w-]+", "(\w+)"\)', sources))
     named |= set(re.findall(r'PACKAGE, EXTRA = "\w+", "(\w+)"', sources))
     assert {"cpu", "compile", "camera", "hf", "timm", "torchvision"} <= named <= set(metadata.get_all("Provides-Extra", []))
 

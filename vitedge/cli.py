@@ -6,6 +6,7 @@ Results go to stdout, progress and remarks to stderr. Exit status 0: done; 1: so
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -22,7 +23,18 @@ from rich.table import Table
 import vitedge
 from vitedge.errors import VitEdgeError
 from vitedge.specs import BenchRow, Frame, Prediction, to_dict
-from vitedge.workspace import find_engine, find_root, init_workspace, load_recipe, load_target, short_path, write_json
+from vitedge.workspace import (
+    find_engine,
+    find_root,
+    init_workspace,
+    known_engines,
+    known_recipes,
+    known_targets,
+    load_recipe,
+    load_target,
+    short_path,
+    write_json,
+)
 
 INTERRUPTED = 130  # the exit status that Typer makes of Ctrl-C
 PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
@@ -44,14 +56,35 @@ Preparation = Annotated[Path | None, typer.Option("--preprocess", help="TOML: si
 Images = Annotated[
     Path, typer.Option(help="Folder of real images, searched at any depth; sub-folders are labels.", show_default=False)
 ]
-Engine = Annotated[
-    Path, typer.Argument(help="An engine directory, or MODEL/VARIANT for the newest below engines/.", show_default=False)
-]
+ENGINE = "An engine directory, or MODEL/VARIANT for the one below engines/ that was made last"
+
+
+def complete_engine(typed: str) -> list[str]:
+    """For the shell: MODEL/VARIANT of the engines in the workspace."""
+    return sorted({name for name in known_engines().values() if name.startswith(typed)})
+
+
+def complete_recipe(typed: str) -> list[str]:
+    """For the shell: the recipes of the workspace."""
+    return [name for name in known_recipes() if name.startswith(typed)]
+
+
+def complete_target(typed: str) -> list[str]:
+    """For the shell: the targets of the workspace."""
+    return [name for name in known_targets() if name.startswith(typed)]
+
+
+Engine = Annotated[Path, typer.Argument(help=f"{ENGINE}.", show_default=False, autocompletion=complete_engine)]
 Engines = Annotated[
-    list[Path], typer.Argument(help="Engine directories, or MODEL/VARIANT; the first is the reference.", show_default=False)
+    list[Path], typer.Argument(help=f"{ENGINE}; the first is the reference.", show_default=False, autocompletion=complete_engine)
 ]
-RecipeName = Annotated[str, typer.Option(help="A recipe: int8, bf16, calibration/recipes/NAME.toml, or a .toml file.")]
-TargetName = Annotated[str, typer.Option(help="A target: cpu, engines/targets/NAME.toml, or a .toml file.")]
+RecipeName = Annotated[
+    str,
+    typer.Option(help="A recipe: int8, bf16, calibration/recipes/NAME.toml, or a .toml file.", autocompletion=complete_recipe),
+]
+TargetName = Annotated[
+    str, typer.Option(help="A target: cpu, engines/targets/NAME.toml, or a .toml file.", autocompletion=complete_target)
+]
 Tolerance = Annotated[float, typer.Option(help="How far ONNX may lie from torch, as a part of the output's range.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")]
 
@@ -101,7 +134,10 @@ def make(
     judge: Annotated[Path | None, typer.Option(help="Images to measure accuracy on, if not those of --images.")] = None,
     checkpoint: Checkpoint = None,
     preprocess: Preparation = None,
-    recipe: Annotated[list[str] | None, typer.Option(help="A recipe to build; may be repeated. \\[default: int8]")] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(help="A recipe to build; may be repeated. \\[default: int8]", autocompletion=complete_recipe),
+    ] = None,
     target: TargetName = "cpu",
     max_drop: Annotated[float | None, typer.Option(help="Fail if an engine loses more points of top-1 (or agreement).")] = None,
     seconds: Annotated[float, typer.Option(help="How long each engine is timed.")] = 3.0,
@@ -112,15 +148,16 @@ def make(
     from vitedge import pipeline
 
     source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
-    job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, max_drop, seconds)
-    with _terminal() as terminal:
+    job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, seconds)
+    with contextlib.closing(Terminal()) as terminal:
         result = pipeline.make(job, terminal)
     _print_rows(result.rows, result.notes, json_file)
     for path in result.engines:
         out.print(f"engine: {short_path(path)}", markup=False, soft_wrap=True)
     out.print(f"report: {short_path(result.report)}", markup=False, soft_wrap=True)
     err.print(
-        f"[dim]next:   vitedge run {escape(short_path(result.engines[-1]))} --source {escape(str(images))}[/]", soft_wrap=True
+        f"[dim]next:   vitedge run {escape(short_path(result.engines[-1]))} --source {escape(str(judge or images))}[/]",
+        soft_wrap=True,
     )
     if max_drop is not None:
         pipeline.check_drop(result.rows, max_drop)
@@ -139,7 +176,7 @@ def export(
     from vitedge.images import list_images
 
     files = list_images(images) if images else []
-    with _terminal() as terminal:
+    with contextlib.closing(Terminal()) as terminal:
         source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
         path = pipeline.export_step(source, files, find_root() / "engines", terminal)
     out.print(short_path(path), markup=False, soft_wrap=True)
@@ -161,7 +198,7 @@ def calibrate(
 
     chosen = load_recipe(recipe)
     path = output or find_root() / "calibration" / "scales" / f"{onnx.stem}.{chosen.name}.json"
-    with _terminal() as terminal:
+    with contextlib.closing(Terminal()) as terminal:
         terminal.begin("calibrate")
         result = compiler.calibrate(
             onnx, list_images(images), chosen, progress=lambda done, total: terminal.progress(done / total)
@@ -187,6 +224,7 @@ def quantize(
 
     table = load_table(scales)
     path = output or onnx.with_name(f"{onnx.stem}.{table.recipe.name}.onnx")
+    _require_other(path, onnx, scales)
     count = quantize_file(onnx, table, path)
     err.print(f"[bold]quantize[/]   {count} Linears in INT8")
     out.print(short_path(path), markup=False, soft_wrap=True)
@@ -201,7 +239,7 @@ def build(
     """Compile an ONNX file into an engine for this machine."""
     from vitedge import pipeline
 
-    with _terminal() as terminal:
+    with contextlib.closing(Terminal()) as terminal:
         folder = pipeline.build_step(onnx, load_target(target), output or find_root() / "engines", terminal)
     out.print(short_path(folder), markup=False, soft_wrap=True)
 
@@ -221,17 +259,20 @@ def run(
     from vitedge.runtime.live import run as run_live
 
     notes: list[str] = []
-    begun, count = time.perf_counter(), 0
-    for frame, prediction in run_live(find_engine(engine), source, save=save, top_k=top, limit=limit, notes=notes):
+    folder = find_engine(engine)
+    err.print(f"[dim]engine: {escape(short_path(folder))}[/]", soft_wrap=True)
+    count, begun = 0, 0.0
+    for frame, prediction in run_live(folder, source, save=save, top_k=top, limit=limit, notes=notes):
+        begun = begun or time.perf_counter()  # from the first answer on: opening the engine is not what a frame costs
         count += 1
         if json_lines:
             print(json.dumps(_as_json(frame, prediction)), flush=True)  # at once: who reads a camera's lines wants the newest
         else:
             out.print(_as_text(frame, prediction), soft_wrap=True)
     _print_notes(notes)
-    seconds = time.perf_counter() - begun
+    rate = f", {(count - 1) / (time.perf_counter() - begun):.1f} a second" if count > 1 else ""
     wrote = f"; wrote {save}" if save else ""
-    err.print(f"{count} frames in {seconds:.1f} s, {count / seconds:.1f} a second{wrote}", markup=False, soft_wrap=True)
+    err.print(f"{count} frame{'' if count == 1 else 's'}{rate}{wrote}", markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: [bold]vitedge bench my-vit/fp32 my-vit/int8 --images photos_by_class --batch 1 --batch 8[/]")
@@ -245,12 +286,15 @@ def bench(
 ) -> None:
     """Measure latency, throughput and accuracy of engines side by side, in turns."""
     from vitedge import pipeline
-    from vitedge.bench.report import environment, write_report
+    from vitedge.bench.environment import environment
+    from vitedge.bench.report import write_report
     from vitedge.images import list_images
 
     notes: list[str] = []
     folders = [find_engine(engine) for engine in engines]
-    with _terminal() as terminal:
+    for folder in folders:
+        err.print(f"[dim]engine: {escape(short_path(folder))}[/]", soft_wrap=True)
+    with contextlib.closing(Terminal()) as terminal:
         rows = pipeline.bench_step(folders, list_images(images), batch or [1], seconds, notes=notes, watcher=terminal)
     _print_rows(rows, notes, json_file)
     if report:
@@ -261,7 +305,7 @@ def bench(
 @app.command()
 def doctor() -> None:
     """Build and run a small INT8 model with every backend, and say what to do where that fails."""
-    from vitedge.bench.report import environment
+    from vitedge.bench.environment import environment
     from vitedge.doctor import examine
 
     for key, value in environment().items():
@@ -283,6 +327,7 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to set up the worksp
     """Set up a workspace: calibration/ and engines/ with a recipe, a target and what they mean."""
     for path, written in init_workspace(folder).items():
         out.print(f"{'wrote' if written else 'kept '}  {path}", markup=False, soft_wrap=True)
+    out.print("[dim]next   vitedge make MODEL --images DIR, in that folder or below it[/]", soft_wrap=True)
 
 
 @app.command(epilog="Example: [bold]vitedge models --filter deit[/]")
@@ -292,7 +337,7 @@ def models(pattern: Annotated[str, typer.Option("--filter", help="Show names tha
 
     table = Table("MODEL", "what it is", "needs", box=None, pad_edge=False)
     for form in FORMS:
-        table.add_row(form.example, form.text, form.needs)
+        table.add_row(*map(escape, (form.example, form.text, form.needs)))
     out.print(table)
     for kind, names in known_names(pattern).items():
         out.print(f"\n[bold]{kind}:[/] {len(names)} names contain {pattern!r}")
@@ -324,14 +369,16 @@ def main() -> None:
         raise
 
 
-def _terminal() -> Any:
-    import contextlib
-
-    return contextlib.closing(Terminal())
+def _require_other(output: Path, *inputs: Path) -> None:
+    """Refuse an output that is one of the inputs."""
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise VitEdgeError(f"{output} is an input of this command and would be overwritten", hint="give another --output")
 
 
 def _print_rows(rows: Sequence[BenchRow], notes: Sequence[str], json_file: Path | None) -> None:
-    from vitedge.bench.report import environment, headline, rows_to_json, table
+    from vitedge.bench.environment import environment
+    from vitedge.bench.report import headline, rows_to_json, table
 
     out.print(table(rows))
     out.print(headline(rows), soft_wrap=True)

@@ -14,11 +14,13 @@ import numpy as np
 
 from vitedge.backends import BACKENDS, load_backend
 from vitedge.backends.build import build_engine
-from vitedge.errors import EngineError, MissingPackageError, VitEdgeError
+from vitedge.errors import EngineError, MissingPackageError, ModelError, VitEdgeError, first_line
 from vitedge.runtime.engine import open_engine
-from vitedge.specs import Target, from_dict
+from vitedge.specs import Target
+from vitedge.workspace import sha256
 
 MODEL = Path(__file__).with_name("doctor.onnx")
+SHA256 = "560f46c702fd9b4fb403e41abb819fadeec3107a530fee2754d506de905f8fcc"  # no backend is blamed for a damaged file
 # the int8 patches that are put in, one image of 4 patches of 4 values; the weight in the file is [[4 * i + j]]
 PATCHES = np.arange(16, dtype=np.int8).reshape(1, 4, 4)
 SCORES = (PATCHES.astype(np.int32) @ np.arange(16, dtype=np.int32).reshape(4, 4)).astype(np.float32) * np.float32(2.0**-7)
@@ -40,21 +42,27 @@ def examine() -> list[Finding]:
 
 
 def _examine(name: str) -> Finding:
+    backend, target = load_backend(name), Target("doctor", name, (1, 1, 2))
     try:
-        backend = load_backend(name)
-        backend.version()
-        target = from_dict(Target, {"name": "doctor", "backend": name, "batch": [1, 1, 2]})
+        _check_model()
         with tempfile.TemporaryDirectory() as folder, open_engine(build_engine(MODEL, target, Path(folder))) as engine:
             _check(engine(PATCHES), name)
         return Finding(name, True, f"{backend.version()} on {backend.device()}, floats in {' or '.join(backend.float_types())}")
     except MissingPackageError as error:
         return Finding(name, None, "not installed", error.hint)
     except (VitEdgeError, OSError, RuntimeError) as error:
-        hint = getattr(error, "hint", None) or f"pip install --force-reinstall {name}"
-        return Finding(name, False, str(error), hint)
+        hint = getattr(error, "hint", None) or f"pip install --force-reinstall {backend.PACKAGE}"
+        return Finding(name, False, first_line(error), hint)
+
+
+def _check_model() -> None:
+    if not MODEL.is_file() or sha256(MODEL) != SHA256:
+        raise ModelError(f"{MODEL} is missing or damaged", hint="pip install --force-reinstall --no-deps vitedge")
 
 
 def _check(scores: np.ndarray, name: str) -> None:
-    if not np.array_equal(scores, SCORES):
-        worst = float(np.abs(scores - SCORES).max())
+    if scores.shape != SCORES.shape:
+        raise EngineError(f"{name} answers {list(scores.shape)} in place of {list(SCORES.shape)}", hint="update the package")
+    worst = float(np.abs(scores - SCORES).max())
+    if worst != 0:  # also when it is NaN
         raise EngineError(f"{name} computes wrongly: off by {worst:g} on a product of whole numbers", hint="update the package")

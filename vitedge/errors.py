@@ -9,6 +9,9 @@ VitEdgeError              anything below; the command line prints `error:` and `
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 
 class VitEdgeError(Exception):
     """What went wrong, with the values that disagree, and in `hint` what to do about it."""
@@ -35,3 +38,16 @@ class ModelError(VitEdgeError):
 
 class EngineError(VitEdgeError):
     """An engine that cannot be built, opened or fed."""
+
+
+def import_package(name: str, extra: str, package: str | None = None) -> Any:
+    """The module `name`, or a MissingPackageError that says which package (`name` itself by default) and extra has it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(package or name, extra) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or the name of its type where the message is empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

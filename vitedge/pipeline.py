@@ -14,19 +14,21 @@ import importlib.metadata
 import importlib.util
 import itertools
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
 
 from vitedge import __version__
-from vitedge.backends.build import build_engine, engine_folder, is_whole, read_source
+from vitedge.backends import load_backend
+from vitedge.backends.build import is_whole, prepare_build, read_source, run_build
 from vitedge.bench.accuracy import bench_rows
-from vitedge.bench.report import environment, write_report
+from vitedge.bench.environment import environment
+from vitedge.bench.report import write_report
 from vitedge.errors import MissingPackageError, VitEdgeError
 from vitedge.images import ImageFile, list_images, sample, stream
-from vitedge.runtime.engine import open_engine, read_manifest
-from vitedge.specs import BenchRow, Recipe, ScaleTable, Target, from_dict, to_dict
-from vitedge.workspace import content_key, load_recipe, load_target, read_json, sha256, short_path
+from vitedge.runtime.engine import open_engine
+from vitedge.specs import TOLERANCE, BenchRow, Recipe, ScaleTable, Target, to_dict
+from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
 
 COMPARED = 4  # real images on which the export is compared with torch, besides random ones
 
@@ -54,7 +56,7 @@ class ModelSource:
     name: str
     checkpoint: Path | None = None
     preprocess: Path | None = None
-    tolerance: float = 1e-4
+    tolerance: float = TOLERANCE
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,8 +64,7 @@ class Job:
     """What `make` is asked for.
 
     images: calibration images. judge: labelled or other images to measure accuracy on; the calibration images if None.
-    recipes: one INT8 (or other) engine each, beside the FP32 one. max_drop: points of top-1 (of agreement with FP32 where
-    there are no labels) that an engine may lose. seconds: how long each engine is timed.
+    recipes: one INT8 (or other) engine each, beside the FP32 one. seconds: how long each engine is timed.
     """
 
     model: ModelSource
@@ -72,7 +73,6 @@ class Job:
     judge: Path | None = None
     recipes: tuple[str, ...] = ("int8",)
     target: str = "cpu"
-    max_drop: float | None = None
     seconds: float = 3.0
 
 
@@ -90,19 +90,23 @@ def make(job: Job, watcher: Watcher) -> Result:
     """Run every step that is not fresh, then measure all engines side by side."""
     recipes = [load_recipe(name) for name in job.recipes]
     target = load_target(job.target)
+    load_backend(target.backend).version()  # unknown or not installed: said before any work is done
     files = list_images(job.images)
     judged = list_images(job.judge) if job.judge else files
     engines = job.root / "engines"
 
     model = export_step(job.model, files, engines, watcher)
-    graphs = [model, *(quantize_step(model, files, recipe, job.root, watcher) for recipe in recipes)]
-    folders = [build_step(graph, target, engines, watcher) for graph in graphs]
     notes: list[str] = []
-    rows = bench_step(folders, judged, (target.batch[0],), job.seconds, notes=notes, watcher=watcher)
+    graphs = [model, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
+    folders = [build_step(graph, target, engines, watcher) for graph in graphs]
+    batches = sorted({target.batch[0], target.batch[1]})
+    rows = bench_step(folders, judged, batches, job.seconds, notes=notes, watcher=watcher)
+    if judged is files:
+        notes.append("accuracy was measured on the calibration images, which flatters it: give others with --judge")
     report = model.parent / "report.html"
     folder = (job.judge or job.images).resolve().name
-    write_report(report, rows, {**environment(), "Images": f"{folder}, {rows[0].images} images"})
-    return Result(tuple(folders), tuple(rows), report, tuple(notes))
+    write_report(report, rows, {**environment(), "images": f"{folder}, {rows[0].images} images"})
+    return Result(tuple(folders), tuple(rows), report, tuple(dict.fromkeys(notes)))  # each step reads the same images
 
 
 def export_step(source: ModelSource, files: Sequence[ImageFile], engines: Path, watcher: Watcher) -> Path:
@@ -125,12 +129,15 @@ def export_step(source: ModelSource, files: Sequence[ImageFile], engines: Path, 
     return path
 
 
-def quantize_step(model: Path, files: Sequence[ImageFile], recipe: Recipe, root: Path, watcher: Watcher) -> Path:
+def quantize_step(
+    model: Path, files: Sequence[ImageFile], recipe: Recipe, root: Path, watcher: Watcher, notes: list[str] | None = None
+) -> Path:
     """The ONNX file of `model` under `recipe`, with the scales in calibration/scales/ for people to read and compare."""
     require_compiler()
     from vitedge.compiler.quantize import leave_float, quantize
 
-    table = None if recipe.method == "none" else calibrate_step(model, files, recipe, root, watcher)
+    scales = root / "calibration" / "scales" / f"{read_source(model).card.name}.{recipe.name}.json"
+    table = None if recipe.method == "none" else calibrate_step(model, files, recipe, scales, watcher, notes)
     key = content_key(__version__, sha256(model), to_dict(table or recipe))
     path = model.with_name(f"{recipe.name}-{key}.onnx")
     if path.is_file():
@@ -145,14 +152,17 @@ def quantize_step(model: Path, files: Sequence[ImageFile], recipe: Recipe, root:
     return path
 
 
-def calibrate_step(model: Path, files: Sequence[ImageFile], recipe: Recipe, root: Path, watcher: Watcher) -> ScaleTable:
-    """The scale table of `model` under `recipe`, from a seeded sample of `files`."""
-    from vitedge.compiler.calibrate import calibrate, images_sha256, save_table
+def calibrate_step(
+    model: Path, files: Sequence[ImageFile], recipe: Recipe, path: Path, watcher: Watcher, notes: list[str] | None = None
+) -> ScaleTable:
+    """The scale table of `model` under `recipe`, from a seeded sample of `files`, in the file `path`.
 
-    name = read_source(model).card.name
-    path = root / "calibration" / "scales" / f"{name}.{recipe.name}.json"
+    notes: receives a sentence on each image that could not be read.
+    """
+    from vitedge.compiler.calibrate import calibrate, images_sha256, load_table, save_table
+
     if path.is_file():
-        table = from_dict(ScaleTable, read_json(path))
+        table = load_table(path)
         current = (recipe, sha256(model), images_sha256(sample(files, recipe.images, recipe.seed)))
         if (table.recipe, table.model_sha256, table.images_sha256) == current:
             watcher.end("calibrate", f"{short_path(path)} is fresh")
@@ -160,6 +170,8 @@ def calibrate_step(model: Path, files: Sequence[ImageFile], recipe: Recipe, root
     watcher.begin("calibrate")
     result = calibrate(model, files, recipe, progress=lambda done, total: watcher.progress(done / total))
     save_table(result.table, path)
+    if notes is not None:
+        notes += result.skipped
     skipped = f", {len(result.skipped)} unreadable ones skipped" if result.skipped else ""
     watcher.end("calibrate", f"{short_path(path)}: {len(result.table.amax)} ranges from {result.table.images} images{skipped}")
     return result.table
@@ -167,14 +179,16 @@ def calibrate_step(model: Path, files: Sequence[ImageFile], recipe: Recipe, root
 
 def build_step(graph: Path, target: Target, engines: Path, watcher: Watcher) -> Path:
     """The engine directory of an ONNX file for `target`."""
-    folder = engine_folder(graph, target, engines)
-    if is_whole(folder):
-        watcher.end("build", f"{short_path(folder)} is fresh")
-        return folder
-    watcher.begin("build")
-    build_engine(graph, target, engines)
-    watcher.end("build", f"{short_path(folder)}: floats in {read_manifest(folder).float_type}")
-    return folder
+    build = prepare_build(graph, target, engines)
+    if is_whole(build.folder):
+        with suppress(OSError):  # of a workspace that is not ours to write
+            (build.folder / "manifest.json").touch()  # MODEL/VARIANT means the engine that was asked for last
+        watcher.end("build", f"{short_path(build.folder)} is fresh")
+    else:
+        watcher.begin("build")
+        run_build(build)
+        watcher.end("build", f"{short_path(build.folder)}: floats in {build.float_type}")
+    return build.folder
 
 
 def bench_step(
@@ -196,7 +210,10 @@ def bench_step(
 
 
 def check_drop(rows: Sequence[BenchRow], max_drop: float) -> None:
-    """Raise a VitEdgeError if an engine loses more than `max_drop` points against the first."""
+    """Raise a VitEdgeError if an engine loses more than `max_drop` points of top-1 against the first.
+
+    Where there are no labels, it is points of agreement with the first.
+    """
     for row in rows[1:]:
         if row.top1 is not None and rows[0].top1 is not None:
             drop, what = rows[0].top1 - row.top1, "top-1"

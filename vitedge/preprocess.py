@@ -2,9 +2,9 @@
 
     uint8[H, W, 3] RGB  ->  resized, cropped uint8[h, w, C]  ->  int8[N, P*P*C] patches, or the image itself
 
-This is the reference that every other implementation (the CUDA kernel) has to equal to within one grey level. It equals
-in turn what torchvision's and timm's evaluation transforms do with Pillow. No mean, std or float: the engine has those
-folded into its first layer. Knows nothing of files, cameras, batches or engines.
+This is the reference: another implementation may differ from it by one grey level. It equals what torchvision's and
+timm's evaluation transforms do with Pillow. No mean, std or float: the engine has those folded into its first layer. Knows
+nothing of files, cameras, batches or engines.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def write_input(image: NDArray[np.uint8], card: ModelCard, out: NDArray[Any]) ->
     out: int8[N, P*P*C] where the card has a patch: patches in raster order, each [py][px][c], values pixel - 128;
     else uint8[h, w, C]. A VitEdgeError says which dtype or shape does not fit.
     """
-    expected = f"{input_dtype(card)}{list(input_shape(card))}"
-    if out.shape != input_shape(card) or out.dtype != input_dtype(card) or not out.flags.c_contiguous:
-        raise VitEdgeError(f"the input buffer of {card.name} must be a contiguous {expected}, not {_described(out)}")
+    shape, dtype = input_shape(card), input_dtype(card)
+    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+        raise VitEdgeError(f"the input buffer of {card.name} must be a contiguous {dtype}{list(shape)}, not {_described(out)}")
     pixels = resize(image, card.preprocess)
     if card.patch is None:
         out[...] = pixels
     else:
-        rows, columns = _grid(card.preprocess, card.patch)
+        rows, columns = patch_grid(card.preprocess, card.patch)
         patched = pixels.reshape(rows, card.patch, columns, card.patch, -1).transpose(0, 2, 1, 3, 4)
         np.bitwise_xor(patched, SIGN_BIT, out=out.view(np.uint8).reshape(patched.shape))
 
@@ -47,7 +47,7 @@ def input_shape(card: ModelCard) -> tuple[int, ...]:
     spec = card.preprocess
     if card.patch is None:
         return (*spec.size, spec.channels)
-    rows, columns = _grid(spec, card.patch)
+    rows, columns = patch_grid(spec, card.patch)
     return rows * columns, card.patch * card.patch * spec.channels
 
 
@@ -56,13 +56,20 @@ def input_dtype(card: ModelCard) -> np.dtype[Any]:
     return np.dtype(np.uint8 if card.patch is None else np.int8)
 
 
+def patch_grid(spec: Preprocess, patch: int) -> tuple[int, int]:
+    """The (rows, columns) of patches of `patch` x `patch` pixels; a VitEdgeError where they do not fill the image."""
+    if patch < 1 or any(side % patch for side in spec.size):
+        raise VitEdgeError(f"an image of {spec.size} (height, width) cannot be cut into patches of {patch} x {patch}")
+    return spec.size[0] // patch, spec.size[1] // patch
+
+
 def patches_to_image(patches: NDArray[np.int8], card: ModelCard) -> NDArray[np.uint8]:
     """The image, uint8[h, w, C], that `patches`, int8[N, P*P*C], were cut from: to look at what an engine was fed."""
     if card.patch is None:
         raise VitEdgeError(f"{card.name} takes an image, not patches")
     if patches.shape != input_shape(card) or patches.dtype != np.int8:
         raise VitEdgeError(f"the patches of {card.name} must be int8{list(input_shape(card))}, not {_described(patches)}")
-    rows, columns = _grid(card.preprocess, card.patch)
+    rows, columns = patch_grid(card.preprocess, card.patch)
     pixels: NDArray[np.uint8] = patches.view(np.uint8) ^ SIGN_BIT
     pixels = pixels.reshape(rows, columns, card.patch, card.patch, -1).transpose(0, 2, 1, 3, 4)
     return pixels.reshape(*card.preprocess.size, card.preprocess.channels)
@@ -76,8 +83,9 @@ def resize(image: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.uint8]:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
         raise VitEdgeError(f"an image must be a non-empty uint8[height, width, 3] in RGB order, not {_described(image)}")
     source, (height, width) = (image.shape[0], image.shape[1]), spec.size
-    rows, columns = seen_region(*source, spec)
-    if _scaled_size(source, spec) == source:
+    scaled = _scaled_size(source, spec)
+    rows, columns = _seen(source, scaled, spec.size)
+    if scaled == source:
         cropped = image[int(rows[0]) : int(rows[1]), int(columns[0]) : int(columns[1])]
         return cropped if spec.channels == 3 else np.asarray(_picture(cropped, spec))[..., None]
     # Resizing no more than the crop keeps halves the time and bounds the memory, whatever the aspect ratio.
@@ -86,11 +94,17 @@ def resize(image: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.uint8]:
 
 def seen_region(height: int, width: int, spec: Preprocess) -> tuple[tuple[float, float], tuple[float, float]]:
     """The (first, last) rows and columns, in its own pixels, that a model sees of an image of `height` x `width`."""
-    scaled = _scaled_size((height, width), spec)
+    return _seen((height, width), _scaled_size((height, width), spec), spec.size)
+
+
+def _seen(
+    source: tuple[int, int], scaled: tuple[int, int], size: tuple[int, int]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The rows and columns of `source` that are left when it is resized to `scaled` and its center cut to `size`."""
     # round() takes a half to the even neighbour; so does torchvision's center_crop
-    top, left = (round((whole - kept) / 2) for whole, kept in zip(scaled, spec.size, strict=True))
-    rows = _span(top, spec.size[0], height / scaled[0], height)
-    columns = _span(left, spec.size[1], width / scaled[1], width)
+    top, left = (round((whole - kept) / 2) for whole, kept in zip(scaled, size, strict=True))
+    rows = _span(top, size[0], source[0] / scaled[0], source[0])
+    columns = _span(left, size[1], source[1] / scaled[1], source[1])
     return rows, columns
 
 
@@ -133,13 +147,6 @@ def _scaled_size(source: tuple[int, int], spec: Preprocess) -> tuple[int, int]:
 def _picture(image: NDArray[np.uint8], spec: Preprocess) -> Image.Image:
     picture = Image.fromarray(image)
     return picture if spec.channels == 3 else picture.convert("L")
-
-
-def _grid(spec: Preprocess, patch: int) -> tuple[int, int]:
-    """Rows and columns of patches."""
-    if patch < 1 or any(side % patch for side in spec.size):
-        raise VitEdgeError(f"an image of {spec.size} (height, width) cannot be cut into patches of {patch} x {patch}")
-    return spec.size[0] // patch, spec.size[1] // patch
 
 
 def _described(value: object) -> str:

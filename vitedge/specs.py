@@ -27,7 +27,10 @@ Resize = Literal["crop", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
 Method = Literal["max", "percentile", "none"]
 FloatType = Literal["fp32", "bf16"]
-Backend = Literal["openvino", "onnxruntime"]
+
+MAX_BATCH = 4096  # that exported graphs are declared for
+MAX_THREADS = 1024
+TOLERANCE = 1e-4  # how far an exported model may lie from torch, as a part of its output's range
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,9 @@ class Preprocess:
     channels: int = 3
 
     def __post_init__(self) -> None:
+        _require_choices(self)
+        for name, kind in (("size", int), ("mean", float), ("std", float)):  # of numpy or torch, too: JSON wants plain ones
+            object.__setattr__(self, name, tuple(kind(value) for value in getattr(self, name)))
         _require(len(self.size) == 2 and min(self.size) > 0, f"size must be (height, width) in pixels, not {self.size}")
         _require(self.channels in (1, 3), f"channels must be 1 (grey) or 3 (RGB), not {self.channels}")
         _require(len(self.mean) == len(self.std) == self.channels, f"mean and std need {self.channels} values each")
@@ -86,6 +92,9 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         _require_name(self.name)
+        _require_choices(self)
+        object.__setattr__(self, "labels", tuple(map(str, self.labels)))
+        _require("".join(self.labels).isprintable() or not self.labels, "labels must be printable text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require_name(self.name)
+        _require_choices(self)
+        _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
         _require(0 < self.percentile <= 100, f"percentile must be in (0, 100], not {self.percentile}")
         _require(0 < self.min_images <= self.images, f"min_images ({self.min_images}) must be in 1..images ({self.images})")
 
@@ -131,10 +142,13 @@ class ScaleTable:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to build for: a backend, its batch profile (min, opt, max) and threads (None = all cores). No precision."""
+    """What to build for: a backend, its batch profile (min, opt, max) and threads (None = all cores). No precision.
+
+    backend: a key of `vitedge.backends.BACKENDS`, which `load_backend` checks.
+    """
 
     name: str = "cpu"
-    backend: Backend = "openvino"
+    backend: str = "openvino"
     batch: tuple[int, int, int] = (1, 1, 16)
     threads: int | None = None
 
@@ -142,7 +156,8 @@ class Target:
         _require_name(self.name)
         low, best, high = self.batch
         _require(1 <= low <= best <= high, f"batch must be (min, opt, max) with 1 <= min <= opt <= max, not {self.batch}")
-        _require(self.threads is None or self.threads > 0, f"threads must be positive, not {self.threads}")
+        _require(high <= MAX_BATCH, f"batch must be at most {MAX_BATCH}, not {high}")
+        _require(self.threads is None or 0 < self.threads <= MAX_THREADS, f"threads must be 1 to {MAX_THREADS}, not {self.threads}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +259,13 @@ def from_dict(cls: type[T], data: dict[str, Any]) -> T:
         if field.name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise VitEdgeError(f"{cls.__name__} needs the key {field.name!r}")
     return cls(**{key: _typed(hints[key], value, f"{cls.__name__}.{key}") for key, value in data.items()})
+
+
+def _require_choices(spec: Any) -> None:
+    """Every field that is one of a few words must be one of them, also where the spec was not read from a file."""
+    for key, hint in typing.get_type_hints(type(spec)).items():
+        if typing.get_origin(hint) is Literal:
+            _typed(hint, getattr(spec, key), f"{type(spec).__name__}.{key}")
 
 
 def _require_name(name: str) -> None:

@@ -1,7 +1,8 @@
 """Where things lie: the folders calibration/ and engines/, TOML files, content keys and atomic writes.
 
 A workspace is any folder with `calibration/` and `engines/` in it; it is looked for upwards from the current folder, and
-the current folder itself serves where there is none. Knows nothing of what the files mean to others.
+the current folder itself serves where there is none. Knows where recipes, targets and engines lie, and nothing of how they
+are used.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +29,7 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+ABANDONED_S = 86_400  # a temporary file of this age belongs to nobody: no build takes a day
 TEMPLATE = Path(__file__).with_name("template")
 BUILTIN_RECIPES = {"int8": Recipe(), "bf16": Recipe(name="bf16", method="none", float_type="bf16")}
 
@@ -59,12 +62,27 @@ def short_path(path: Path) -> str:
         return str(path)
 
 
-def find_engine(name: Path) -> Path:
-    """The engine directory `name`, or for MODEL/VARIANT the newest of its engines in the workspace."""
-    if name.exists() or len(name.parts) != 2:
-        return name
+def known_engines() -> dict[Path, str]:
+    """The engine directories of the workspace, and MODEL/VARIANT of each."""
     manifests = find_root().glob("engines/*/[!.]*/manifest.json")  # a hidden one is of a build that was broken off
-    engines = {manifest.parent: f"{manifest.parts[-3]}/{manifest.parts[-2].rpartition('-')[0]}" for manifest in manifests}
+    return {manifest.parent: f"{manifest.parts[-3]}/{manifest.parts[-2].rpartition('-')[0]}" for manifest in manifests}
+
+
+def known_recipes() -> list[str]:
+    """The names that `load_recipe` finds."""
+    return sorted(BUILTIN_RECIPES.keys() | {path.stem for path in (find_root() / "calibration" / "recipes").glob("*.toml")})
+
+
+def known_targets() -> list[str]:
+    """The names that `load_target` finds."""
+    return sorted({"cpu"} | {path.stem for path in (find_root() / "engines" / "targets").glob("*.toml")})
+
+
+def find_engine(name: Path) -> Path:
+    """The engine directory `name`, or for MODEL/VARIANT the one that was built, or found fresh, last in the workspace."""
+    if name.exists() or len(name.parts) > 2:
+        return name
+    engines = known_engines()
     found = [folder for folder, known in engines.items() if known == name.as_posix()]
     if not found:
         hint = f"there are {', '.join(sorted(set(engines.values())))}" if engines else "`vitedge make` builds them"
@@ -95,7 +113,7 @@ def read_json(path: Path) -> Any:
     """A JSON file; a VitEdgeError names the file where it is missing or damaged."""
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise VitEdgeError(f"cannot read {path}: {error}") from error
 
 
@@ -149,7 +167,7 @@ def staged(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        _remove_leftovers(path, temporary)
         try:
             yield temporary
             _replace(temporary, path)
@@ -163,29 +181,18 @@ def _load(cls: type[T], name: str, folder: Path, builtin: dict[str, T]) -> T:
         return from_dict(cls, {"name": path.stem, **read_toml(path)})
     if name in builtin:
         return builtin[name]
-    known = sorted(builtin.keys() | {p.stem for p in folder.glob("*.toml")})
+    known = known_recipes() if cls is Recipe else known_targets()
     kind = cls.__name__.lower()
     raise VitEdgeError(f"there is no {kind} {name!r}", hint=f"known: {', '.join(known)}; or give the path of a .toml file")
 
 
-def _remove_leftovers(path: Path) -> None:
+def _remove_leftovers(path: Path, temporary: Path) -> None:
     """Remove what processes that were killed while writing `path` left behind."""
     patterns = (f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}", f".{glob.escape(path.name)}.*.old")
     for leftover in [found for pattern in patterns for found in path.parent.glob(pattern)]:
-        writer = leftover.name.removesuffix(path.suffix).split(".")[-2]
-        if writer == str(os.getpid()) or (writer.isdigit() and not _is_running(int(writer))):
-            with suppress(FileNotFoundError):  # others clean up too
+        with suppress(FileNotFoundError):  # others clean up too
+            if leftover == temporary or time.time() - leftover.stat().st_mtime > ABANDONED_S:
                 _remove(leftover)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is somebody else's
-        return True
-    return True
 
 
 def _replace(temporary: Path, path: Path) -> None:

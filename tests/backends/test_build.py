@@ -18,7 +18,7 @@ from tests.engines import ROOT, Made, edit_manifest, input_rows, run_python, sqn
 from vitedge import backends
 from vitedge.backends import onnxruntime as onnxruntime_backend
 from vitedge.backends import openvino as openvino_backend
-from vitedge.backends.build import build_engine, engine_folder, is_whole, read_source
+from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source
 from vitedge.errors import EngineError, ModelError, VitEdgeError
 from vitedge.runtime.engine import open_engine, read_manifest
 from vitedge.specs import Recipe, Target
@@ -65,7 +65,7 @@ def variants_in(engines: Path) -> list[str]:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.backend)
 def test_an_engine_directory_holds_plan_manifest_labels_and_log(made: Made, tmp_path: Path, target: Target) -> None:
     folder = build_engine(made.graphs["int8"], target, tmp_path)
-    assert folder == engine_folder(made.graphs["int8"], target, tmp_path) and folder.parent == tmp_path / "fashion-vit"
+    assert folder == prepare_build(made.graphs["int8"], target, tmp_path).folder and folder.parent == tmp_path / "fashion-vit"
     assert {path.name for path in folder.iterdir()} == PARTS[target.backend] | {"manifest.json", "labels.txt", "build.log"}
     manifest = read_manifest(folder)
     assert (manifest.target, manifest.variant) == (target, "int8")
@@ -105,7 +105,7 @@ def test_a_whole_engine_is_kept_and_a_damaged_one_built_again(made: Made, tmp_pa
 
 def test_what_an_engine_is_made_from_decides_its_name(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def name(graph: str = "int8", **changes: object) -> str:
-        return engine_folder(made.graphs[graph], dataclasses.replace(Target(), **changes), tmp_path).name  # type: ignore[arg-type]
+        return prepare_build(made.graphs[graph], dataclasses.replace(Target(), **changes), tmp_path).folder.name  # type: ignore[arg-type]
 
     names = [name(), name("fp32"), name(batch=(1, 2, 16)), name(threads=1), name(backend="onnxruntime"), name(name="other")]
     monkeypatch.setattr(openvino_backend, "version", lambda: "1.2.3")
@@ -123,7 +123,7 @@ def test_the_same_recipe_on_a_device_with_another_float_type_is_another_engine(
     names = []
     for native in (("bf16", "fp32"), ("fp32",)):
         monkeypatch.setattr(openvino_backend, "float_types", lambda native=native: native)
-        names.append(engine_folder(graph, Target(), tmp_path))
+        names.append(prepare_build(graph, Target(), tmp_path).folder)
     assert names[0] != names[1]
 
 
@@ -219,13 +219,13 @@ def test_a_graph_that_the_backend_cannot_read_is_one_sentence_and_leaves_nothing
 
 @pytest.mark.parametrize("backend", PARTS)
 def test_a_build_killed_half_way_leaves_no_engine_and_the_next_one_succeeds(made: Made, tmp_path: Path, backend: str) -> None:
-    graph, target = made.graphs["int8"], Target(backend=backend)  # type: ignore[arg-type]
+    graph, target = made.graphs["int8"], Target(backend=backend)
     killed = start_python(BUILD + HALTED, graph, tmp_path, backend)
     assert killed.stdout is not None and killed.stdout.readline() == "plan written\n"
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
-    folder = engine_folder(graph, target, tmp_path)
+    folder = prepare_build(graph, target, tmp_path).folder
     assert any(folder.parent.iterdir())  # it had begun to write
     assert variants_in(tmp_path) == []
     with pytest.raises(EngineError, match="not an engine"):
@@ -244,7 +244,7 @@ def test_two_builds_at_once_both_end_well_with_one_engine(made: Made, tmp_path: 
         build.stdin.write("go on\n")
         build.stdin.flush()
     said = [build.communicate(timeout=120) for build in builds]
-    folder = engine_folder(made.graphs["int8"], Target(backend=backend), tmp_path)  # type: ignore[arg-type]
+    folder = prepare_build(made.graphs["int8"], Target(backend=backend), tmp_path).folder
     assert [(build.returncode, out.strip()) for build, (out, _) in zip(builds, said, strict=True)] == [(0, str(folder))] * 2
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     with open_engine(folder) as engine:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from tests.compiler.families import FAMILIES, NAMES, PLAIN, Exported
 from tests.models import engine_rows, operators, random_images, torch_input, write_noise
-from vitedge.compiler.export import OPSET, TOLERANCE, compare, convert, export
+from vitedge.compiler.export import OPSET, Difference, compare, convert, export
 from vitedge.compiler.graph import linears, load, metadata, model_card
 from vitedge.errors import ModelError
 from vitedge.images import decode, list_images
-from vitedge.specs import ModelCard, Preprocess, TensorSpec
+from vitedge.specs import TOLERANCE, ModelCard, Preprocess, TensorSpec
 
 Load = Callable[[str], Exported]
 
@@ -163,6 +163,35 @@ class TokensAreAnOutput(Toy):
         return self.linear(self.tokens(x)), self.tokens(x)
 
 
+class MapIsAnOutput(Toy):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        small = self.conv(x)
+        return self.linear(small.flatten(2).transpose(1, 2)), small
+
+
+class RowsAreAnOutput(Toy):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.conv(x).flatten(2)
+        return self.linear(rows.transpose(1, 2)), rows
+
+
+class JoinedIsAnOutput(Toy):
+    """Its tokens are an output before the positions are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 6)), nn.Parameter(torch.randn(1, 5, 6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        joined = torch.cat([self.token.expand(x.shape[0], -1, -1), self.tokens(x)], 1)
+        return self.linear(joined + self.positions), joined
+
+
+class OneNumber(Toy):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.tokens(x)).mean((1, 2), keepdim=True)[:, 0]
+
+
 class SameTensorTwice(Toy):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.linear(self.tokens(x))
@@ -204,6 +233,7 @@ class NamesThatCollide(Toy):
 
 
 PATCHED = [Upsampled, OtherReshape, TokensAreAnOutput, SameTensorTwice, ZerosThatBroadcast, NamesThatCollide]
+PATCHED += [MapIsAnOutput, RowsAreAnOutput, JoinedIsAnOutput]
 IMAGED = [OverlappingStem, NormalisesItself, InputIsAnOutput]
 
 
@@ -321,6 +351,12 @@ class Nested(Toy):
         return self.tokens(x), (self.linear(self.tokens(x)),)
 
 
+class Autocast(Toy):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.linear(self.tokens(x)).float()
+
+
 class Overflows(Toy):
     def forward(self, x: Tensor) -> Tensor:
         return torch.exp(1000 * self.tokens(x).abs())
@@ -341,6 +377,7 @@ REFUSED = [
     (Constant, "output 1 of the model does not depend on the image"),
     (Table, "forward.. of toy returns dict"),
     (Nested, "forward.. of toy returns tuple"),
+    (Autocast, "onnxruntime cannot run toy: .*bfloat16"),
     (Overflows, "toy gives NaN or infinite outputs in torch"),
     (Random, "differs from torch by .* of the output's range, more than 1e-04"),
 ]
@@ -368,8 +405,35 @@ def test_a_weight_that_is_not_a_number_is_named(tmp_path: Path) -> None:
 
 def test_labels_must_be_as_many_as_outputs() -> None:
     card = dataclasses.replace(CARD, task="classify", labels=("cat", "dog"))
-    with pytest.raises(ModelError, match="toy has 5 outputs but 2 labels"):
-        convert(Toy(), card)
+    with pytest.raises(ModelError, match="toy has 1 outputs but 2 labels"):
+        convert(OneNumber(), card)
+
+
+@pytest.mark.parametrize("labels", [(), ("a", "b", "c", "d", "e")], ids=["no labels", "labels"])
+def test_a_classifier_gives_one_score_a_class(labels: tuple[str, ...], tmp_path: Path) -> None:
+    card = dataclasses.replace(CARD, task="classify", labels=labels)
+    with pytest.raises(
+        ModelError, match=r"toy is to classify, but .*'logits' has the shape \[batch, 4, 5\], not \[batch, classes"
+    ):
+        export(Toy(), card, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_one_number_is_compared_with_its_magnitude(tmp_path: Path) -> None:
+    pictures = [decode(file.path) for file in list_images(write_noise(tmp_path / "images", 2, (8, 8)))]
+    difference = export(OneNumber(), CARD, tmp_path / "model.onnx", images=pictures)
+    assert difference.worst <= TOLERANCE and difference.real is not None
+
+
+def test_a_nan_of_onnx_alone_is_no_small_difference() -> None:
+    module = OneNumber()
+    model, card = convert(module, CARD)
+    last = model.graph.node[-1]
+    spoilt = onnx.helper.make_node("Mul", ["whole", "nan"], [last.output[0]], name="spoilt")
+    last.output[0] = "whole"
+    model.graph.node.append(spoilt)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([np.nan]), "nan"))
+    assert np.isnan(compare(module, model, card).worst) and np.isnan(Difference(0.1, float("nan")).worst)
 
 
 def test_a_graph_that_loses_elements_is_noticed_though_it_would_broadcast() -> None:

@@ -69,6 +69,8 @@ WRAPPINGS: dict[str, Callable[[], Any]] = {
     "torch.compile": lambda: state("_orig_mod."),
     "Lightning": lambda: {"state_dict": state("model.")},
     "DataParallel of a compiled module": lambda: {"model": state("module._orig_mod.")},
+    "a compiled DataParallel": lambda: state("_orig_mod.module."),
+    "Lightning of a compiled DataParallel": lambda: {"state_dict": state("model._orig_mod.module.")},
 }
 
 
@@ -129,6 +131,56 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> 
 def test_a_weight_that_is_not_a_number_is_named(bad: float, tmp_path: Path) -> None:
     torch.save({**state(), "first.bias": torch.tensor([1, 2, bad, 4])}, tmp_path / "net.pth")
     assert "the weight 'first.bias' holds NaN or infinite values" in refusal(tmp_path / "net.pth")
+
+
+def weight_of(change: Callable[[Tensor], Tensor]) -> State:
+    return {**state(), "first.weight": change(torch.ones(4, 3))}
+
+
+OTHER_KINDS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "int8": (lambda w: w.to(torch.int8), "is int8 in the file, float32 in the model"),
+    "bool": (lambda w: w.bool(), "is bool in the file, float32 in the model"),
+    "int64": (lambda w: w.long(), "is int64 in the file, float32 in the model"),
+    "complex": (lambda w: w.to(torch.complex64), "is complex64 in the file, float32 in the model"),
+    "float8": (lambda w: w.to(torch.float8_e4m3fn), "is float8_e4m3fn in the file, float32 in the model"),
+    "sparse": (lambda w: w.to_sparse(), "is sparse"),
+    "sparse rows": (lambda w: w.to_sparse_csr(), "is sparse"),
+    "meta": (lambda w: w.to("meta"), "is on the device meta, without values"),
+    "quantized": (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "is quantized"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_a_tensor_of_another_kind_is_named_and_never_taken_for_a_weight(kind: str, tmp_path: Path) -> None:
+    change, message = OTHER_KINDS[kind]
+    torch.save(weight_of(change), tmp_path / "net.pth")
+    assert f"the weight 'first.weight' {message}" in refusal(tmp_path / "net.pth")
+
+
+def test_a_counter_that_is_a_float_is_named_with_both_dtypes(tmp_path: Path) -> None:
+    module = nn.BatchNorm1d(2)
+    torch.save({**module.state_dict(), "num_batches_tracked": torch.tensor(1.5)}, tmp_path / "net.pth")
+    with pytest.raises(ModelError, match="'num_batches_tracked' is float32 in the file, int64 in the model"):
+        load_weights(module, tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("key", [3, (1, 2), None], ids=str)
+def test_keys_that_are_no_strings_are_one_sentence(key: Any, tmp_path: Path) -> None:
+    for content in ({key: torch.zeros(1)}, {**state(), key: torch.zeros(1)}):
+        torch.save(content, tmp_path / "net.pth")
+        assert "holds no state dict of tensors | save model.state_dict(), whose keys are strings" in refusal(tmp_path / "net.pth")
+
+
+def test_what_a_module_itself_refuses_is_one_sentence(tmp_path: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("not\nthese")
+
+    module = Net()
+    module.register_load_state_dict_pre_hook(refuse)
+    torch.save(state(), tmp_path / "net.pth")
+    with pytest.raises(ModelError, match=r"net.pth cannot be loaded: not these$"):
+        load_weights(module, tmp_path / "net.pth")
 
 
 class Touch:
@@ -224,6 +276,10 @@ def swapped():
 def broken():
     return {}["missing"]
 
+def leaves():
+    import sys
+    sys.exit(0)
+
 value = 3
 """
 
@@ -262,6 +318,7 @@ REFUSED = {
     "bare": r"mine.py:bare must return \(nn.Module, ModelCard\), not Linear",
     "nothing": r"mine.py:nothing must return \(nn.Module, ModelCard\), not NoneType",
     "swapped": r"mine.py:swapped must return \(nn.Module, ModelCard\), not tuple",
+    "leaves": r"mine.py fails: SystemExit: 0 \(mine.py, line \d+\)",
     "broken": r"mine.py fails: KeyError: 'missing' \(mine.py, line \d+\)",
 }
 
@@ -276,6 +333,7 @@ BROKEN = {
     "def make(:": r"SyntaxError: .*\(mine.py, line 1\)",
     "import no_such_package": r"ModuleNotFoundError: No module named 'no_such_package' \(mine.py, line 1\)",
     "\n\n1 / 0": r"ZeroDivisionError: division by zero \(mine.py, line 3\)",
+    "raise SystemExit": r"SystemExit: SystemExit \(mine.py, line 1\)",
     "raise RuntimeError('of its own')": r"RuntimeError: of its own \(mine.py, line 1\)",
 }
 
@@ -366,6 +424,11 @@ def test_a_checkpoint_that_does_not_fit_the_folder_names_its_keys(folder: Path) 
     ) as caught:
         load_model(f"hf:{folder}", folder.parent / "w.safetensors")
     assert "1 keys are of another shape (classifier.weight) and 1 keys are unexpected (head.bias)" in str(caught.value)
+    name = next(key for key in whole if key.endswith("query.weight") or key.endswith("q_proj.weight"))
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        save_file({**whole, name: whole[name].to(dtype)}, folder.parent / "w.safetensors")
+        with pytest.raises(ModelError, match=f"the weight '{name}' is {str(dtype)[6:]} in the file"):
+            load_model(f"hf:{folder}", folder.parent / "w.safetensors")
     save_file({**whole, "classifier.bias": torch.full([7], torch.nan)}, folder.parent / "w.safetensors")
     with pytest.raises(ModelError, match=r"w.safetensors: the weight 'classifier.bias' holds NaN"):
         load_model(f"hf:{folder}", folder.parent / "w.safetensors")

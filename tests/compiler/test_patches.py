@@ -129,6 +129,20 @@ def test_where_the_feature_map_itself_is_read_it_gets_its_shape_back(readers: li
     assert_equal(run_graph(model, engine_rows(images, card))[0], expected)
 
 
+@pytest.mark.parametrize("other", ["map", "rows"])
+def test_a_feature_map_that_is_an_output_besides_keeps_its_shape(other: str) -> None:
+    card, known = card_of(ROWS * SIDE, COLUMNS * SIDE), weights(DEPTH, 3, SIDE)
+    constants = known | {"flat": np.array([-1, DEPTH, ROWS * COLUMNS])}
+    model = float_graph([stem(known, SIDE), *FLATTEN], constants, (3, *card.preprocess.size), ("y", other))
+    images = random_images(3, card.preprocess)
+    expected = feature_map(images, card, known, stride=SIDE)
+    card = integer_input(model, card)
+    assert card.patch == SIDE and "Conv" not in operators(model)
+    tokens, given = run_graph(model, engine_rows(images, card))
+    assert_equal(tokens, expected.reshape(3, DEPTH, -1).transpose(0, 2, 1))
+    assert_equal(given, expected if other == "map" else expected.reshape(3, DEPTH, -1))
+
+
 STEMS: dict[str, dict[str, Any]] = {
     "patches that overlap": {"strides": [2, 2]},
     "patches with gaps": {"strides": [5, 5]},

@@ -135,6 +135,18 @@ def test_tokens_read_by_more_than_the_positions_are_padded_all_the_same() -> Non
     assert assert_same(fold_constants, float_graph(nodes, known, (N, D)), N, D) == ["Pad", "Add", "Add", "Mul"]
 
 
+def test_tokens_that_are_an_output_besides_keep_their_values() -> None:
+    known = {**token("cls", 1), "positions": floats(1, 1 + N, D)}
+    nodes = [*prefix_nodes(["cls", "x"]), make_node("Add", ["joined", "positions"], ["y"])]
+    model = float_graph(nodes, known, (N, D), outputs=("y", "joined"))
+    assert assert_same(fold_constants, model, N, D) == ["Pad", "Add", "Add"]
+
+
+def test_a_constant_that_is_an_output_besides_stays_computed() -> None:
+    nodes = [make_node("Exp", ["w"], ["e"]), make_node("Mul", ["x", "e"], ["y"])]
+    assert assert_same(fold_constants, float_graph(nodes, {"w": floats(D)}, (N, D), ("y", "e")), N, D) == ["Exp", "Mul"]
+
+
 def test_a_row_for_every_image_that_is_only_added_broadcasts() -> None:
     nodes = [*prefix_nodes(["cls", "x"])[:-1], make_node("Add", ["x", "cls_rows"], ["y"])]
     assert assert_same(fold_constants, float_graph(nodes, token("cls", N), (N, D)), N, D) == ["Add"]
@@ -389,6 +401,12 @@ UNSUITED: dict[str, tuple[list[Any], Arrays]] = {
 def test_other_products_are_left_alone(nodes: list[Any], known: Arrays) -> None:
     outputs = ("y", "z") if any("z" in node.output for node in nodes) else ("y",)
     model = float_graph(nodes, known, (N, D), outputs)
+    assert assert_same(move_scale_to_queries, model, N, D, tolerance=1e-5) == [node.op_type for node in nodes]
+
+
+def test_queries_that_are_an_output_besides_are_left_alone() -> None:
+    nodes = [*SCALED, PRODUCT]
+    model = float_graph(nodes, scales(), (N, D), outputs=("y", "q"))
     assert assert_same(move_scale_to_queries, model, N, D, tolerance=1e-5) == [node.op_type for node in nodes]
 
 

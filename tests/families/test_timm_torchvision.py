@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vitedge.compiler.export import TOLERANCE, compare, convert
+from vitedge.compiler.export import compare, convert
 from vitedge.compiler.models import load_model
-from vitedge.specs import Preprocess
+from vitedge.specs import TOLERANCE, Preprocess
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm", reason="timm is not installed: make test-families")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,32 @@ def test_two_engines_are_open_at_once_and_do_not_disturb_each_other(made: Made) 
         one, two = first.run(1).copy(), second.run(1).copy()
         np.testing.assert_array_equal(first.run(1), one)
         assert not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("backend", PLAN)
+def test_threads_that_share_an_engine_take_turns(made: Made, backend: str) -> None:
+    with open_engine(made.engines[backend, "int8"]) as engine, ThreadPoolExecutor(4) as threads:
+        rows = input_rows(engine, made.images, 8)
+        expected = [engine(rows[i : i + 1]) for i in range(8)]
+        answers = list(threads.map(lambda i: engine(rows[i % 8 : i % 8 + 1]), range(400)))
+        for index, answer in enumerate(answers):
+            np.testing.assert_array_equal(answer, expected[index % 8])
+        engine.input[:1] = rows[:1]
+        assert all(shape == (1, 10) for shape in threads.map(lambda _: engine.run(1).shape, range(400)))
+
+
+def test_closing_waits_for_the_threads_that_run(made: Made) -> None:
+    def use(_: int) -> str:
+        try:
+            return str(engine.run(1).shape)
+        except EngineError as error:
+            return str(error)
+
+    engine = open_engine(made.engines["openvino", "int8"])
+    with ThreadPoolExecutor(4) as threads:
+        said = threads.map(use, range(400))
+        engine.close()
+        assert all(text == "(1, 10)" or text.endswith("is closed") for text in said)
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "file"])

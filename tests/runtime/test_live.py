@@ -43,12 +43,15 @@ class Opened:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.things: list[Any] = []
+        self.saved: list[Path] = []
         for name in ("open_engine", "open_source", "open_recorder"):
             monkeypatch.setattr(live, name, self._kept(getattr(live, name)))
 
     def _kept(self, opens: Callable[..., Any]) -> Callable[..., Any]:
         def keep(*arguments: Any) -> Any:
             self.things.append(opens(*arguments))
+            if isinstance(self.things[-1], Recorder):
+                self.saved.append(arguments[0])
             return self.things[-1]
 
         return keep
@@ -61,8 +64,8 @@ class Opened:
                     thing.run(1)
             elif isinstance(thing, Source):
                 assert list(thing) == []
-            else:
-                assert isinstance(thing, Recorder)  # a finished video is one that can be read: the tests do
+        for path in self.saved:  # a finished video is one that can be read, too: the tests do
+            assert path.exists() and not list(path.parent.glob(".*.partial*"))
 
 
 @pytest.fixture
@@ -180,7 +183,35 @@ def test_pictures_of_any_size_and_mode_go_through(made: Made, tmp_path: Path) ->
         ("d.gif", "P", (29, 400)),
     ):
         Image.new(mode, size).save(tmp_path / name)
-    answers = list(start(made, tmp_path, tmp_path / "out"))
+    answers = list(start(made, tmp_path, tmp_path.with_name(f"{tmp_path.name}-out")))
     assert [frame.name for frame, _ in answers] == ["a.png", "b.png", "c.jpg", "d.gif"]
     assert all(sum(probability for _, probability in prediction.top) <= 1.0001 for _, prediction in answers)
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(list(tmp_path.with_name(f"{tmp_path.name}-out").iterdir())) == 4
+
+
+def test_a_recording_never_overwrites_its_source(made: Made, clip: Path, tmp_path: Path, opened: Opened) -> None:
+    source = Path(shutil.copy(clip, tmp_path / "clip.mp4"))
+    (tmp_path / "link.mp4").symlink_to(source)
+    (tmp_path / "folder").mkdir()
+    before = source.read_bytes()
+    for save in (source, tmp_path / "folder" / ".." / "clip.mp4", tmp_path / "link.mp4"):
+        for given, to in ((source, save), (save, source)):
+            with pytest.raises(VitEdgeError, match="is the source") as caught:
+                list(start(made, given, to))
+            assert caught.value.hint and "\n" not in str(caught.value)
+    assert opened.things == [] and source.read_bytes() == before
+    assert len(list(start(made, source, tmp_path / "other.mp4"))) == FRAMES
+
+
+def test_pictures_are_not_recorded_into_the_folder_they_come_from(made: Made, tmp_path: Path, opened: Opened) -> None:
+    folder = Path(shutil.copytree(made.images, tmp_path / "images"))
+    (tmp_path / "link").symlink_to(folder)
+    before = sorted(folder.rglob("*"))
+    for save in (folder, folder / "Bag", folder / "new" / "deep", tmp_path / "link", tmp_path / "link" / "new"):
+        for source in (folder, tmp_path / "link"):
+            with pytest.raises(VitEdgeError, match=r"is the source|lies in the source folder") as caught:
+                list(start(made, source, save))
+            assert caught.value.hint
+    assert opened.things == [] and sorted(folder.rglob("*")) == before
+    for save in (tmp_path / "images-out", folder / "out.mp4"):  # a video is no image
+        assert len(list(start(made, folder, save, limit=2))) == 2

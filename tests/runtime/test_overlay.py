@@ -1,3 +1,5 @@
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -5,8 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.engines import run_python
 from vitedge.errors import VitEdgeError
 from vitedge.preprocess import resize
+from vitedge.runtime import overlay
 from vitedge.runtime.camera import open_source
 from vitedge.runtime.overlay import draw, open_recorder
 from vitedge.specs import Frame, ModelCard, Prediction, Preprocess, Resize, Task, Timing
@@ -206,6 +210,68 @@ def test_places_that_cannot_be_recorded_to_are_errors(tmp_path: Path) -> None:
 
 
 def test_a_video_that_opencv_refuses_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(VitEdgeError, match="OpenCV cannot write"), open_recorder(tmp_path / "out.mp4", 10) as recorder:
+    with (
+        pytest.raises(VitEdgeError, match=r"OpenCV cannot write .*/out\.mp4: ") as caught,
+        open_recorder(tmp_path / "out.mp4", 10) as recorder,
+    ):
         recorder.write(np.zeros((2, 70000, 3), np.uint8))
+    assert "partial" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from tests.engines import run_python
+from vitedge.errors import VitEdgeError
+from vitedge.runtime.overlay import open_recorder
+
+random = np.random.default_rng(0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)  # writes beyond it fail, as on a full disk
+try:
+    with open_recorder(Path(sys.argv[1]), 10) as recorder:
+        for _ in range(40):
+            recorder.write(random.integers(0, 256, (120, 160, 3), np.uint8))
+except VitEdgeError as error:
+    print(error, "|", error.hint)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+@pytest.mark.parametrize(("name", "limit"), [("out.avi", 150_000), ("out.avi", 100), ("out.mp4", 50_000)])
+def test_a_disk_that_fills_up_is_an_error_and_what_was_there_stays(tmp_path: Path, name: str, limit: int) -> None:
+    (tmp_path / name).write_bytes(b"old")
+    ran = run_python(FULL_DISK, tmp_path / name, limit)
+    assert re.search(rf"^only \d+ of 40 frames could be written to {tmp_path / name}, is the disk full\?", ran.stdout), ran
+    assert "partial" not in ran.stdout and "space" in ran.stdout
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]
+
+
+@pytest.mark.parametrize("fps", [0.5, 29.97, 1000])
+@pytest.mark.parametrize("name", ["out.mp4", "out.avi"])
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_a_whole_video_is_seen_to_be_whole_without_reading_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fps: float, count: int
+) -> None:
+    monkeypatch.setattr(overlay, "_readable_frames", lambda _: pytest.fail("the cheap check did not do"))
+    with open_recorder(tmp_path / name, fps) as recorder:
+        for picture in colours(count):
+            recorder.write(picture)
+    assert (tmp_path / name).is_file()
+
+
+def test_a_container_that_cannot_count_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlay, "_ends_at", lambda *_: False)
+    with open_recorder(tmp_path / "out.avi", 10) as recorder:
+        for picture in colours(5):
+            recorder.write(picture)
+    assert (tmp_path / "out.avi").is_file()
+
+
+def test_names_too_long_for_a_picture_are_cut_between_characters(tmp_path: Path) -> None:
+    with open_recorder(tmp_path / "out", 0) as recorder:
+        for name in ("\u732b" * 83 + ".png", "x" * 251 + ".png", "a" + "\U0001f600" * 62 + ".png"):
+            recorder.write(colours(1)[0], name)
+    stems = sorted(path.stem for path in (tmp_path / "out").iterdir())
+    assert stems == ["000000-" + "\u732b" * 64, "000001-" + "x" * 193, "000002-a" + "\U0001f600" * 48]

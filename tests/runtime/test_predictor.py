@@ -91,6 +91,16 @@ def test_softmax_bears_any_finite_logit_and_refuses_others() -> None:
             Predictor(FixedEngine([0, bad, 1]))(frame)
 
 
+@pytest.mark.parametrize("task", ["embed", "dense"])
+def test_outputs_of_other_tasks_must_be_numbers_too(task: Task) -> None:
+    (frame,) = frames(1)
+    for bad in (np.nan, np.inf):
+        engine = FixedEngine([0, bad, 1])
+        engine.manifest = replace(engine.manifest, card=replace(engine.manifest.card, task=task))
+        with pytest.raises(EngineError, match=f"output holds {bad}"):
+            Predictor(engine)(frame)
+
+
 def test_other_tasks_answer_with_the_array_alone() -> None:
     engine = LinearEngine(task="embed", labels=())
     first, second = (Predictor(engine)(frame) for frame in frames(2))
@@ -142,3 +152,28 @@ def test_the_stages_add_up_to_the_time_that_passed(count: int) -> None:
 def test_labels_that_do_not_fit_the_outputs_are_refused() -> None:
     with pytest.raises(EngineError, match="10 outputs and 9 labels"):
         Predictor(LinearEngine(labels=NAMES[:9]))
+
+
+@pytest.mark.parametrize("shape", [(), (None,), (10,)])
+def test_a_classifier_whose_manifest_has_no_classes_is_refused(shape: tuple[int | None, ...]) -> None:
+    engine = LinearEngine()
+    card = replace(engine.manifest.card, outputs=(TensorSpec("logits", shape, "float32"),))
+    engine.manifest = replace(engine.manifest, card=card)
+    with pytest.raises(EngineError, match="linear classifies, but its output has the shape") as caught:
+        Predictor(engine)
+    assert str(list(shape)) in str(caught.value) and caught.value.hint
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_labels_that_do_not_fit_the_real_answer_are_refused(count: int) -> None:
+    predictor = Predictor(FixedEngine([1.0, 2.0, 3.0], labels=NAMES[:count]), top_k=1)
+    with pytest.raises(EngineError, match=f"3 outputs and {count} labels") as caught:
+        predictor(frames(1)[0])
+    assert caught.value.hint
+
+
+def test_a_classifier_that_answers_with_a_map_is_refused() -> None:
+    engine = FixedEngine([1.0, 2.0])
+    engine.logits = np.zeros((1, 2, 2), np.float32)
+    with pytest.raises(EngineError, match=r"answers with the shape \[2, 2\]"):
+        Predictor(engine)(frames(1)[0])

@@ -45,39 +45,59 @@ def read_source(onnx: Path) -> Source:
     return Source(from_dict(ModelCard, card), variant, from_dict(Recipe, recipe) if recipe else None)
 
 
-def engine_folder(onnx: Path, target: Target, engines: Path) -> Path:
-    """Where the engine of `onnx` for `target` belongs under the folder `engines`.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Build:
+    """An engine that may be built: all that decides its name, and the directory of that name."""
+
+    onnx: Path
+    onnx_sha256: str
+    source: Source
+    target: Target
+    backend: BackendModule
+    backend_version: str
+    float_type: FloatType
+    folder: Path
+
+
+def prepare_build(onnx: Path, target: Target, engines: Path) -> Build:
+    """What the engine of `onnx` for `target` is made from, and where it belongs under the folder `engines`.
 
     A float type that the device cannot compute in is an EngineError: nothing is downgraded silently.
     """
     source, backend = read_source(onnx), load_backend(target.backend)
-    key = content_key(sha256(onnx), to_dict(target), backend.version(), _float_type(source, backend, target))
-    return engines / source.card.name / f"{source.variant}-{key}"
+    digest, version, float_type = sha256(onnx), backend.version(), _float_type(source, backend, target)
+    key = content_key(digest, to_dict(target), version, float_type)
+    folder = engines / source.card.name / f"{source.variant}-{key}"
+    return Build(onnx, digest, source, target, backend, version, float_type, folder)
 
 
 def build_engine(onnx: Path, target: Target, engines: Path) -> Path:
     """Build the engine, unless it is there already and whole, and return its directory."""
-    folder = engine_folder(onnx, target, engines)
-    if is_whole(folder):
-        return folder
-    source, backend = read_source(onnx), load_backend(target.backend)
-    float_type = _float_type(source, backend, target)
-    with staged(folder) as temporary:
+    build = prepare_build(onnx, target, engines)
+    if not is_whole(build.folder):
+        run_build(build)
+    return build.folder
+
+
+def run_build(build: Build) -> None:
+    """Build the engine in place of what its directory may hold."""
+    source, target, backend = build.source, build.target, build.backend
+    with staged(build.folder) as temporary:
         temporary.mkdir()
         started = time.perf_counter()
-        backend.build(onnx, target, float_type, temporary)
-        _check_answer(backend.open(temporary, source.card, target, float_type), target, onnx)
+        backend.build(build.onnx, target, build.float_type, temporary)
+        _check_answer(backend.open(temporary, source.card, target, build.float_type), target, build.onnx)
         seconds = time.perf_counter() - started
         manifest = Manifest(
-            card=source.card, variant=source.variant, recipe=source.recipe, target=target, float_type=float_type,
-            onnx_sha256=sha256(onnx), plan_sha256=plan_sha256(temporary, backend.PLAN), backend=target.backend,
-            backend_version=backend.version(), device=backend.device(), built_at=_now(),
+            card=source.card, variant=source.variant, recipe=source.recipe, target=target, float_type=build.float_type,
+            onnx_sha256=build.onnx_sha256, plan_sha256=plan_sha256(temporary, backend.PLAN), backend=target.backend,
+            backend_version=build.backend_version, device=backend.device(), built_at=_now(),
         )  # fmt: skip
         write_json(temporary / "manifest.json", to_dict(manifest))
         (temporary / "labels.txt").write_text("".join(f"{label}\n" for label in source.card.labels), "utf-8")
-        made_by = f"{target.backend} {backend.version()} on {manifest.device}"
-        (temporary / "build.log").write_text(f"{onnx.name} by {made_by}: {seconds:.1f} s, float type {float_type}\n", "utf-8")
-    return folder
+        made_by = f"{target.backend} {build.backend_version} on {manifest.device}"
+        log = f"{build.onnx.name} by {made_by}: {seconds:.1f} s, float type {build.float_type}\n"
+        (temporary / "build.log").write_text(log, "utf-8")
 
 
 def is_whole(folder: Path) -> bool:

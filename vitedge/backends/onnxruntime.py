@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.errors import EngineError, MissingPackageError
+from vitedge.errors import EngineError, first_line, import_package
 from vitedge.preprocess import input_dtype, input_shape
 from vitedge.specs import FloatType, ModelCard, Target
 
@@ -81,13 +81,8 @@ def _session(onnx: Path, target: Target) -> Any:
     try:
         return runtime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exception types live in a private module
-        reason = str(error).strip().splitlines()[0]
-        raise EngineError(f"ONNX Runtime cannot open {onnx}: {reason}", hint="export the model again") from error
+        raise EngineError(f"ONNX Runtime cannot open {onnx}: {first_line(error)}", hint="export the model again") from error
 
 
 def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingPackageError(PACKAGE, EXTRA) from error
-    return onnxruntime
+    return import_package(PACKAGE, EXTRA)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.errors import EngineError, MissingPackageError
+from vitedge.errors import EngineError, import_package
 from vitedge.preprocess import input_dtype, input_shape
 from vitedge.specs import FloatType, ModelCard, Target
 
@@ -44,8 +44,8 @@ def build(onnx: Path, target: Target, float_type: FloatType, folder: Path) -> No
     openvino = _openvino()
     try:
         model = openvino.Core().read_model(onnx)
-    except RuntimeError as error:
-        raise EngineError(f"OpenVINO cannot build {onnx}: {_reason(error)}") from error
+    except (RuntimeError, UnicodeDecodeError) as error:  # which quotes the bytes of a damaged file
+        raise EngineError(f"OpenVINO cannot build {onnx}: {_reason(error)}", hint="export the model again") from error
     try:
         openvino.save_model(model, folder / PLAN[0], compress_to_fp16=False)
     except RuntimeError as error:  # of a C++ stream, which does not say why; next to always the disk is full
@@ -63,7 +63,7 @@ def open(folder: Path, card: ModelCard, target: Target, float_type: FloatType) -
 class OpenVinoSession:
     """A plan compiled for this processor: at its best batch with static shapes, at others with a dynamic one.
 
-    Static shapes were measured 9 % faster at batch 1 (ViT-S, 2 cores), so the batch in `target.batch[1]` gets a
+    Static shapes are faster, so the batch in `target.batch[1]` gets a
     compilation of its own; the dynamic one is made when another batch is first asked for.
     """
 
@@ -113,7 +113,7 @@ def _compile(model: Any, target: Target, float_type: FloatType, batch: int | Non
     return openvino.Core().compile_model(model, "CPU", config)
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """The line of OpenVINO's message that says something: the others are source positions."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check ", "["))]
@@ -121,8 +121,4 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _openvino() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingPackageError(PACKAGE, EXTRA) from error
-    return openvino
+    return import_package(PACKAGE, EXTRA)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vitedge.runtime.engine import Engine
 
 UNKNOWN = -1  # the class of an image without a usable label
+ROUGH = 0.1  # of the turns: where others disturbed more, the times deserve a note
 FLOAT32_NOISE = 2.0**-48  # noise power below this part of the signal is float32 rounding: SQNR ends at 144.5 dB
 
 
@@ -36,15 +37,13 @@ FLOAT32_NOISE = 2.0**-48  # noise power below this part of the signal is float32
 class Accuracy:
     """How one engine did. Percent and dB; None = cannot be known from these images, this task or this output shape.
 
-    images: scored. skipped: files that could not be decoded. labelled: images with a known class, which top1 and top5 are of.
-    top5: of more than five classes only. agreement: images with the same top-1 as the reference, of classifiers.
+    images: scored; top1 and top5 are of those with a known class. top5: of more than five classes only.
+    agreement: images with the same top-1 as the reference, of classifiers.
     sqnr_db: 10 log10 of the power of the reference's output over that of the difference, all images together.
     Of the reference itself agreement and sqnr_db are None.
     """
 
     images: int
-    skipped: int
-    labelled: int
     top1: float | None = None
     top5: float | None = None
     agreement: float | None = None
@@ -62,7 +61,8 @@ def bench_rows(
 ) -> list[BenchRow]:
     """Judge every engine on `files` (none: latency alone), then time it at each batch size for `seconds` each.
 
-    Gives one row an engine and batch, batch by batch. notes: as in `judge`. progress: called with a stage, such as
+    Gives one row an engine and batch, batch by batch. notes: as in `judge`, and before them whether other processes
+    disturbed the timing; not for 0 seconds, of which nobody expects exact times. progress: called with a stage, such as
     "accuracy" or "latency, batch 8", and its finished part, 0 to 1. Raises what `judge` and `measure` raise.
     """
     for batch in batches:
@@ -72,13 +72,16 @@ def bench_rows(
         return lambda done: progress(stage, done / total) if progress else None
 
     # Accuracy first, so that the buffers hold real images when they are timed.
-    accuracies = [Accuracy(0, 0, 0)] * len(engines)
+    accuracies = [Accuracy(0)] * len(engines)
     if files:
         accuracies = judge(engines, files, notes=notes, progress=told("accuracy", len(files)))
-    rows = []
+    rows, latencies = [], list[Latency]()
     for batch in batches:
-        latencies = measure(engines, batch, seconds=seconds, progress=told(f"latency, batch {batch}", 1))
-        rows += [_row(*measured) for measured in zip(engines, latencies, accuracies, strict=True)]
+        measured = measure(engines, batch, seconds=seconds, progress=told(f"latency, batch {batch}", 1))
+        rows += [_row(*result) for result in zip(engines, measured, accuracies, strict=True)]
+        latencies += measured
+    if notes is not None and seconds > 0:
+        notes[:0] = _disturbances(latencies)  # ahead of skipped files, of which there may be many
     return rows
 
 
@@ -113,7 +116,7 @@ def judge(
         progress(len(files))
     if notes is not None:
         notes += [*problems, *skipped]
-    return [tally.accuracy(len(skipped)) for tally in tallies]
+    return [tally.accuracy() for tally in tallies]
 
 
 def match_labels(folders: Sequence[str], card: ModelCard) -> dict[str, int]:
@@ -217,12 +220,10 @@ class _Tally:
         self.top1 += int((rank < 1).sum())
         self.top5 += int((rank < 5).sum())
 
-    def accuracy(self, skipped: int) -> Accuracy:
+    def accuracy(self) -> Accuracy:
         """The counts as percent and dB."""
         return Accuracy(
             images=self.images,
-            skipped=skipped,
-            labelled=self.labelled,
             top1=_percent(self.top1, self.labelled),
             top5=_percent(self.top5, self.labelled) if self.classes > 5 else None,
             agreement=_percent(self.agreed, self.compared) if self.classifier else None,
@@ -252,6 +253,12 @@ def _loose(name: str) -> str:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join([*map(repr, names[:3]), *["..."][: len(names) > 3]]) or "it has none"
+
+
+def _disturbances(latencies: Sequence[Latency]) -> list[str]:
+    disturbed, turns = sum(latency.disturbed for latency in latencies), sum(latency.turns for latency in latencies)
+    busy = f"another process was busy in {disturbed} of {turns} turns: the times are rough"
+    return [busy] if disturbed > ROUGH * turns else []
 
 
 def _row(engine: Engine, latency: Latency, accuracy: Accuracy) -> BenchRow:

@@ -15,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
-from vitedge.compiler.graph import model_card
+from vitedge.compiler.graph import model_card, prune
 from vitedge.errors import ModelError
 from vitedge.images import ImageFile, stream
 from vitedge.preprocess import input_dtype, input_shape, write_input
@@ -33,7 +33,7 @@ def stream_activations(
     and the image.
     """
     card = model_card(model)
-    session = _session(model, tensors) if tensors else None  # none: the images are read and counted all the same
+    session = open_session(model, tensors) if tensors else None  # none: the images are read and counted all the same
     rows = np.empty((BATCH, *input_shape(card)), input_dtype(card))
     batch: list[ImageFile] = []
     for file, image in stream(files, skipped):
@@ -46,14 +46,17 @@ def stream_activations(
         yield batch, _run(session, tensors, rows[: len(batch)], batch)
 
 
-def _session(model: ModelProto, tensors: Sequence[str]) -> Any:
-    """An onnxruntime session whose outputs are `tensors`."""
+def open_session(model: ModelProto, outputs: Sequence[str], *, optimize: bool = True) -> Any:
+    """An onnxruntime session of that part of `model` which makes the tensors `outputs`, each named once."""
     probe = ModelProto()
     probe.CopyFrom(model)
     del probe.graph.output[:]
-    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in tensors)
+    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs)
+    prune(probe)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -38,35 +38,35 @@ class AbsMax:
         """Take in the values of `x`."""
         self.amax = max(self.amax, float(x.max()), -float(x.min()))
 
-    def range(self, percentile: float) -> float:
-        """The maximum; `percentile` is for other methods."""
-        return self.amax
-
 
 class AbsHistogram:
     """Counts of |x| in one pass over the data, whatever range it turns out to have."""
 
-    def __init__(self) -> None:
+    def __init__(self, percentile: float) -> None:
+        self.percentile = percentile
         self.counts = np.zeros(BINS, np.int64)
         self.limit = 2.0**-24  # always a power of two, so doubling merges bins exactly
 
     def add(self, x: Float32) -> None:
         """Count the values of `x`, which must be finite, doubling the range until they fit."""
         magnitudes = np.abs(x).ravel()
-        while float(magnitudes.max()) > self.limit:  # a float: 2**128 is beyond float32
+        while float(magnitudes.max()) >= self.limit:  # not >, or a value on the limit would lie one bin lower than later on
             self.counts = np.pad(self.counts.reshape(-1, 2).sum(axis=1), (0, BINS // 2))
             self.limit *= 2
-        bins = np.minimum((magnitudes * (BINS / self.limit)).astype(np.int32), BINS - 1)
+        bins = (magnitudes * (BINS / self.limit)).astype(np.int32)
         self.counts += np.bincount(bins, minlength=BINS)
 
-    def range(self, percentile: float) -> float:
+    @property
+    def amax(self) -> float:
         """The smallest bin edge that at least `percentile` percent of the values do not exceed."""
-        needed = percentile / 100 * self.counts.sum()
+        needed = self.percentile / 100 * self.counts.sum()
         edge = int(np.searchsorted(np.cumsum(self.counts), needed - 1e-9)) + 1
         return min(edge, BINS) * self.limit / BINS
 
 
-COLLECTORS: dict[str, type[AbsMax] | type[AbsHistogram]] = {"max": AbsMax, "percentile": AbsHistogram}
+def collector(recipe: Recipe) -> AbsMax | AbsHistogram:
+    """What finds the range of one activation by the recipe's method."""
+    return AbsMax() if recipe.method == "max" else AbsHistogram(recipe.percentile)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,13 +88,13 @@ def calibrate(
 
     progress: called with (images done, images in all). Too few readable images is a VitEdgeError.
     """
-    if recipe.method not in COLLECTORS:
+    if recipe.method == "none":
         hint = f"`vitedge make --recipe {recipe.name}` builds it without a calibration"
         raise VitEdgeError(f"the recipe {recipe.name!r} quantizes nothing, so there is nothing to calibrate", hint=hint)
     model = load(model_path)
     chosen = sample(files, recipe.images, recipe.seed)
     tensors = quantized_activations(model, recipe)
-    collectors = {name: COLLECTORS[recipe.method]() for name in tensors}
+    collectors = {name: collector(recipe) for name in tensors}
     skipped: list[str] = []
     done = 0
     for batch, activations in stream_activations(model, tensors, chosen, skipped):
@@ -107,7 +107,7 @@ def calibrate(
             f"only {done} images can be read for calibration, but the recipe {recipe.name!r} wants at least {recipe.min_images}",
             hint="give more images of the kind the model will see, or lower min_images in the recipe",
         )
-    amax = {name: _round(collector.range(recipe.percentile)) for name, collector in collectors.items()}
+    amax = {name: _round(found.amax) for name, found in collectors.items()}
     return Calibration(ScaleTable(recipe, sha256(model_path), images_sha256(chosen), done, amax), tuple(skipped))
 
 

@@ -17,14 +17,14 @@ class Form:
 
 
 FORMS = (
-    Form("path/file.py:factory", "any torch module; the factory returns (module, ModelCard)", "vitedge\\[compile]"),
+    Form("path/file.py:factory", "any torch module; the factory returns (module, ModelCard)", "vitedge[compile]"),
     Form(
         "hf:facebook/dinov2-small",
         "ViT, DeiT, DINOv2, BEiT, Swin, CLIP, SigLIP, ... or a save_pretrained folder",
-        "vitedge\\[hf]",
+        "vitedge[hf]",
     ),
-    Form("timm:vit_small_patch16_224", "PyTorch Image Models", "vitedge\\[timm]"),
-    Form("torchvision:vit_b_16", "torchvision", "vitedge\\[torchvision]"),
+    Form("timm:vit_small_patch16_224", "PyTorch Image Models", "vitedge[timm]"),
+    Form("torchvision:vit_b_16", "torchvision", "vitedge[torchvision]"),
 )
 
 
@@ -35,7 +35,7 @@ def known_names(pattern: str) -> dict[str, list[str]]:
     if timm:
         found["timm"] = [name for name in timm.list_models() if pattern in name]
     if torchvision:
-        found["torchvision"] = [name for name in torchvision.list_models() if pattern in name]
+        found["torchvision"] = [name for name in torchvision.list_models(module=torchvision) if pattern in name]
     return found
 
 

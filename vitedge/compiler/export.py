@@ -15,34 +15,36 @@ import io
 import itertools
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
+from vitedge.compiler.activations import open_session
 from vitedge.compiler.graph import check_finite, linears, producers, rename_constant, rename_tensor, save, set_metadata
 from vitedge.compiler.patches import integer_input
 from vitedge.compiler.simplify import simplify
-from vitedge.errors import ModelError
-from vitedge.preprocess import input_dtype, input_shape, write_input
-from vitedge.specs import ModelCard, Preprocess, TensorSpec
+from vitedge.errors import ModelError, first_line
+from vitedge.preprocess import input_dtype, input_shape, patches_to_image, write_input
+from vitedge.specs import TOLERANCE, ModelCard, Preprocess, TensorSpec
 
 OPSET = 20  # the first with Gelu, the last that TensorRT 10.3 documents
 MAX_BATCH = 4096
 OUTPUTS = {"classify": "logits", "embed": "embedding", "dense": "map"}
-TOLERANCE = 1e-4  # of the output's range
 OUTPUT_HINT = "forward() must return a tensor, or a tuple of tensors, whose first axis alone is the batch"
 Image = NDArray[np.uint8]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Difference:
-    """How far ONNX and torch lie apart: the largest absolute difference, as a part of the output's range."""
+    """How far ONNX and torch lie apart: the largest absolute difference, as a part of the output's range.
+
+    The range is that of all images of a kind, and zero belongs to it: one number an image has none of its own.
+    """
 
     random: float
     real: float | None
@@ -50,11 +52,11 @@ class Difference:
     @property
     def worst(self) -> float:
         """The larger of the two."""
-        return max(self.random, self.real or 0.0)
+        return float(np.maximum(self.random, self.real or 0.0))  # max() would lose a NaN
 
 
 def export(
-    module: torch.nn.Module, card: ModelCard, path: Path, *, images: Iterable[Image] = (), tolerance: float = 1e-4
+    module: torch.nn.Module, card: ModelCard, path: Path, *, images: Iterable[Image] = (), tolerance: float = TOLERANCE
 ) -> Difference:
     """Write `module` to `path` as ONNX with the integer input of the contract, and return how exact it is.
 
@@ -79,11 +81,12 @@ def convert(module: torch.nn.Module, card: ModelCard) -> tuple[ModelProto, Model
     _name_nodes(model)
     _name_tensors(model, OUTPUTS[card.task])
     check_finite(model, card.name)
-    simplify(model)
+    with _runnable(card.name):
+        simplify(model)
     card = integer_input(model, card)
     card = dataclasses.replace(card, outputs=tuple(_spec(output) for output in model.graph.output))
-    if card.task == "classify" and card.labels and card.outputs[0].shape[-1] != len(card.labels):
-        raise ModelError(f"{card.name} has {card.outputs[0].shape[-1]} outputs but {len(card.labels)} labels")
+    if card.task == "classify":
+        _check_classes(card)
     set_metadata(model, card=card, variant="fp32")
     model.producer_name, model.graph.name = "vitedge", card.name
     return model, card
@@ -91,12 +94,16 @@ def convert(module: torch.nn.Module, card: ModelCard) -> tuple[ModelProto, Model
 
 def compare(module: torch.nn.Module, model: ModelProto, card: ModelCard, images: Iterable[Image] = ()) -> Difference:
     """Run both on random pixels at batch 1 and 5, and on `images` one by one."""
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(0)
     pixels = [generator.integers(0, 256, (*card.preprocess.size, 3), np.uint8) for _ in range(5)]
-    random = max(_difference(module, session, card, batch) for batch in (pixels[:1], pixels))
-    real = [_difference(module, session, card, [image]) for image in images]
-    return Difference(random, max(real) if real else None)
+    real = iter(images)
+    first = next(real, None)
+    with _runnable(card.name):
+        session = open_session(model, [output.name for output in model.graph.output])
+        random = _difference(module, session, card, [pixels[:1], pixels])
+        if first is None:
+            return Difference(random, None)
+        return Difference(random, _difference(module, session, card, ([image] for image in itertools.chain([first], real))))
 
 
 def _trace(module: torch.nn.Module, spec: Preprocess) -> ModelProto:
@@ -109,10 +116,8 @@ def _trace(module: torch.nn.Module, spec: Preprocess) -> ModelProto:
                 module, (example,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
             )
         except Exception as error:  # the exporter wraps whatever forward() or a converter raised
-            cause = error.__cause__ or error
-            reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
             raise ModelError(
-                f"torch cannot export {type(module).__name__}: {reason}",
+                f"torch cannot export {type(module).__name__}: {first_line(error.__cause__ or error)}",
                 hint=f"forward() must take one float32[B, {spec.channels}, {spec.size[0]}, {spec.size[1]}], for any B",
             ) from error
     assert program is not None  # None only for the legacy exporter
@@ -175,8 +180,33 @@ def _spec(output: ValueInfoProto) -> TensorSpec:
     return TensorSpec(output.name, (None, *(d.dim_value for d in dims[1:])), "float32")
 
 
-def _difference(module: torch.nn.Module, session: Any, card: ModelCard, images: list[Image]) -> float:
-    """The largest absolute difference over the outputs, as a part of each output's range."""
+def _check_classes(card: ModelCard) -> None:
+    """Raise a ModelError if the answer of a classifier is not [batch, classes], a label each where there are labels."""
+    answer = card.outputs[0]
+    if len(answer.shape) != 2:
+        shape = ", ".join(str(side) for side in answer.shape[1:])
+        raise ModelError(
+            f"{card.name} is to classify, but its output {answer.name!r} has the shape [batch, {shape}], not [batch, classes]",
+            hint='forward() must return one score a class, or the card name another task: "embed" or "dense"',
+        )
+    if card.labels and answer.shape[-1] != len(card.labels):
+        raise ModelError(f"{card.name} has {answer.shape[-1]} outputs but {len(card.labels)} labels")
+
+
+def _difference(module: torch.nn.Module, session: Any, card: ModelCard, batches: Iterable[list[Image]]) -> float:
+    """The largest absolute difference over batches and outputs, as a part of each output's range with zero in it."""
+    apart, extent = np.zeros(len(card.outputs)), np.full(len(card.outputs), 1e-12)
+    for images in batches:
+        for index, (given, expected) in enumerate(_answers(module, session, card, images)):
+            apart[index] = np.maximum(apart[index], np.abs(given - expected).max())  # max() would lose a NaN
+            extent[index] = max(extent[index], np.ptp(expected), np.abs(expected).max())
+    return float((apart / extent).max())
+
+
+def _answers(
+    module: torch.nn.Module, session: Any, card: ModelCard, images: list[Image]
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """What ONNX and torch make of a batch, for each output; torch's is finite and of the same shape."""
     rows = np.empty((len(images), *input_shape(card)), input_dtype(card))
     for row, image in zip(rows, images, strict=True):
         write_input(image, card, row)
@@ -186,9 +216,8 @@ def _difference(module: torch.nn.Module, session: Any, card: ModelCard, images: 
     if not isinstance(expected, (tuple, list)) or not all(isinstance(tensor, torch.Tensor) for tensor in expected):
         raise ModelError(f"forward() of {card.name} returns {type(answer).__name__}", hint=OUTPUT_HINT)
     given = session.run(None, {session.get_inputs()[0].name: rows})
-    worst = 0.0
-    for output, a, b in zip(card.outputs, given, expected, strict=True):
-        reference = b.numpy()
+    references = [tensor.float().numpy() for tensor in expected]
+    for output, a, reference in zip(card.outputs, given, references, strict=True):
         if a.shape != reference.shape or a.shape[:1] != (len(images),):
             shapes = f"{list(a.shape)} in ONNX and {list(reference.shape)} in torch for {len(images)} images"
             raise ModelError(f"the output {output.name!r} has the shape {shapes}", hint=OUTPUT_HINT)
@@ -196,20 +225,30 @@ def _difference(module: torch.nn.Module, session: Any, card: ModelCard, images: 
             raise ModelError(
                 f"{card.name} gives NaN or infinite outputs in torch", hint="the checkpoint is damaged or does not fit"
             )
-        worst = max(worst, float(np.abs(a - reference).max() / max(float(np.ptp(reference)), 1e-12)))
-    return worst
+    return list(zip(given, references, strict=True))
 
 
 def _normalised(rows: NDArray[Any], card: ModelCard) -> NDArray[np.float32]:
     """What torch would have been fed: the pixels of `rows` as normalised float32[B, C, H, W], in the textbook way."""
     spec = card.preprocess
     if card.patch:
-        grid = (spec.size[0] // card.patch, spec.size[1] // card.patch)
-        pixels = rows.view(np.uint8) ^ 0x80
-        pixels = pixels.reshape(len(rows), *grid, card.patch, card.patch, spec.channels).transpose(0, 1, 3, 2, 4, 5)
-        rows = pixels.reshape(len(rows), *spec.size, spec.channels)
+        rows = np.stack([patches_to_image(row, card) for row in rows])
     scaled = (rows.astype(np.float32) / 255 - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+@contextlib.contextmanager
+def _runnable(name: str) -> Iterator[None]:
+    """Make a ModelError of what onnxruntime raises for a graph that it cannot open or run."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):  # its exceptions have no type in common
+            raise
+        raise ModelError(
+            f"onnxruntime cannot run {name}: {first_line(error)}",
+            hint="forward() must compute in float32: take torch.autocast, .half() and .bfloat16() out of it",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from vitedge.errors import ModelError
+from vitedge.errors import ModelError, first_line
 from vitedge.specs import ModelCard, Recipe, from_dict, to_dict
 from vitedge.workspace import write_file
 
@@ -48,8 +48,7 @@ def load(path: Path) -> ModelProto:
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist") from error
     except Exception as error:  # protobuf, the checker and external data each raise their own types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path} is not a readable ONNX model: {reason}", hint="export it again") from error
+        raise ModelError(f"{path} is not a readable ONNX model: {first_line(error)}", hint="export it again") from error
     check_finite(model, str(path))
     return model
 
@@ -134,10 +133,7 @@ def rewire(model: ModelProto, old: str, new: str, readers: Iterable[NodeProto] |
 def rename_tensor(model: ModelProto, old: str, new: str, maker: NodeProto) -> None:
     """Give the tensor `old`, made by `maker`, the name `new` everywhere."""
     maker.output[list(maker.output).index(old)] = new
-    for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            if name == old:
-                node.input[index] = new
+    rewire(model, old, new, model.graph.node)
 
 
 def prune(model: ModelProto) -> None:

@@ -12,7 +12,6 @@ error which asks for a --preprocess file. Knows nothing of ONNX.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.util
 import pickle
 import re
@@ -27,13 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitedge.errors import MissingPackageError, ModelError, VitEdgeError
+from vitedge.errors import ModelError, VitEdgeError, first_line, import_package
 from vitedge.specs import Interpolation, ModelCard, Preprocess, Resize, from_dict
 from vitedge.workspace import read_toml
 
 PILLOW_FILTERS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 NESTED = ("state_dict", "model_state_dict", "model", "module", "net")  # where training scripts put the weights
 WRAPPED = ("module.", "_orig_mod.", "model.")  # prefixes of DataParallel, torch.compile and Lightning
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # those of 8 bits mean nothing without their scales
+BYTES = (torch.int8, torch.uint8, torch.bool)
 
 
 class Only(nn.Module):
@@ -74,14 +75,17 @@ def load_model(name: str, checkpoint: Path | None = None, preprocess: Path | Non
 def load_weights(module: nn.Module, checkpoint: Path) -> None:
     """Load a checkpoint into `module`; every key and every shape must fit, or a ModelError names those that do not."""
     wanted = module.state_dict()
-    state = _read_state(checkpoint, wanted.keys())
+    state = _read_state(checkpoint, wanted)
     missing, unexpected = wanted.keys() - state.keys(), state.keys() - wanted.keys()
     _check_fit(str(checkpoint), missing, [], unexpected)
     for key, value in state.items():
         if value.shape != wanted[key].shape:
             shapes = f"{tuple(value.shape)} in the file, {tuple(wanted[key].shape)} in the model"
             raise ModelError(f"{checkpoint} does not fit the model: {key!r} is {shapes}")
-    module.load_state_dict(state)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:  # a hook or a parameter of the module's own kind
+        raise ModelError(f"{checkpoint} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def _from_file(name: str, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
@@ -107,7 +111,7 @@ def _from_file(name: str, given: Preprocess | None) -> tuple[nn.Module, ModelCar
 
 
 def _from_transformers(name: str, checkpoint: Path | None, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
-    transformers = _require("transformers", "hf")
+    transformers = import_package("transformers", "hf")
     with _one_sentence(f"cannot load hf:{name}", "check the name, or give a folder from save_pretrained"):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         classify = any("ForImageClassification" in n for n in config.architectures or [])
@@ -135,7 +139,7 @@ def _hf_weights(auto: Any, name: str, config: Any, checkpoint: Path | None) -> t
         module, report = auto.from_pretrained(name, trust_remote_code=False, **options)
     else:  # by transformers too, which renames the keys of files that it wrote itself
         blank = auto.from_config(config) if hasattr(auto, "from_config") else auto(config)
-        state = _read_state(checkpoint, blank.state_dict().keys())
+        state = _read_state(checkpoint, blank.state_dict())
         module, report = type(blank).from_pretrained(None, config=config, state_dict=state, **options)
     unpooled = {key for key in report["missing_keys"] if "pooler." in key}
     missing = set(report["missing_keys"]) - unpooled
@@ -172,7 +176,7 @@ def _hf_processor(transformers: ModuleType, name: str) -> Mapping[str, Any]:
         except ImportError:  # a class that exists for torchvision alone; those write all of their settings
             settings = written
     except (OSError, ValueError) as error:
-        raise _cannot_prepare(f"hf:{name}", _first_line(error)) from error
+        raise _cannot_prepare(f"hf:{name}", first_line(error)) from error
     needed = ["size", "resample", "image_mean", "image_std", *(["crop_size"] if settings.get("do_center_crop") else [])]
     missing = [key for key in needed if written.get(key) is None]
     if missing:
@@ -209,7 +213,7 @@ def _sides(size: Mapping[str, int]) -> tuple[int, int]:
 
 
 def _from_timm(name: str, checkpoint: Path | None, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
-    timm = _require("timm", "timm")
+    timm = import_package("timm", "timm")
     try:
         module = timm.create_model(name, pretrained=checkpoint is None)
     except (RuntimeError, OSError, ValueError) as error:
@@ -241,7 +245,7 @@ def _timm_preprocess(config: Mapping[str, Any], name: str) -> Preprocess:
 
 
 def _from_torchvision(name: str, checkpoint: Path | None, given: Preprocess | None) -> tuple[nn.Module, ModelCard]:
-    torchvision = _require("torchvision", "torchvision")
+    torchvision = import_package("torchvision", "torchvision")
     try:
         weights = torchvision.models.get_model_weights(name).DEFAULT
     except ValueError as error:
@@ -279,15 +283,40 @@ def _check_fit(where: str, missing: Collection[str], mismatched: Collection[str]
         )
 
 
-def _read_state(checkpoint: Path, wanted: Collection[str]) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, without what was wrapped around it; a NaN or an infinity is a ModelError."""
-    state = _unwrap(_read_checkpoint(checkpoint), wanted)
+def _read_state(checkpoint: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, without what was wrapped around it.
+
+    A NaN, an infinity, and a tensor of another kind than the one in `wanted`, such as a quantized one, are ModelErrors.
+    """
+    state = _unwrap(_read_checkpoint(checkpoint), wanted.keys())
     if state is None:
-        raise ModelError(f"{checkpoint} holds no state dict of tensors", hint="save model.state_dict()")
+        raise ModelError(f"{checkpoint} holds no state dict of tensors", hint="save model.state_dict(), whose keys are strings")
     for key, value in state.items():
+        _check_kind(f"{checkpoint}: the weight {key!r}", value, wanted.get(key))
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelError(f"{checkpoint}: the weight {key!r} holds NaN or infinite values", hint="use an earlier checkpoint")
     return state
+
+
+def _check_kind(what: str, value: Tensor, wanted: Tensor | None) -> None:
+    """Raise a ModelError if `value` is no array of plain numbers, or is of integers where `wanted` is not, or the reverse.
+
+    wanted: None where a key has no like in the model, which for transformers may be an older name of one.
+    """
+    hint = "save the model's float32 state dict, neither quantized nor sparse"
+    if value.is_nested or value.is_quantized or value.is_meta or value.layout != torch.strided:
+        kinds = {"nested": value.is_nested, "quantized": value.is_quantized, "on the device meta, without values": value.is_meta}
+        raise ModelError(f"{what} is {next((kind for kind, so in kinds.items() if so), 'sparse')}", hint=hint)
+    floating = value.is_floating_point()
+    odd = value.is_complex() or (floating and value.dtype not in FLOATS)
+    other = value.dtype in BYTES if wanted is None else floating != wanted.is_floating_point()
+    if odd or other:
+        dtype = "no such weight" if wanted is None else _dtype(wanted)
+        raise ModelError(f"{what} is {_dtype(value)} in the file, {dtype} in the model", hint=hint)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _read_checkpoint(path: Path) -> Any:
@@ -306,7 +335,7 @@ def _read_checkpoint(path: Path) -> Any:
                 f"{path} is refused: it is not a plain file of tensors and may run code when it is loaded",
                 hint="save model.state_dict() instead of the model, best as .safetensors",
             ) from error
-        raise ModelError(f"{path} is not a readable checkpoint: {_first_line(error)}", hint="is it complete?") from error
+        raise ModelError(f"{path} is not a readable checkpoint: {first_line(error)}", hint="is it complete?") from error
 
 
 def _is_pickle(path: Path) -> bool:
@@ -319,27 +348,18 @@ def _unwrap(state: Any, wanted: Collection[str]) -> dict[str, Tensor] | None:
     """The state dict, if any, in what a training script saved, without prefixes of wrappers that the `wanted` keys lack."""
     while isinstance(state, Mapping) and (key := next((k for k in NESTED if isinstance(state.get(k), Mapping)), None)):
         state = state[key]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not state:
         return None
-    for prefix in WRAPPED:
-        if all(key.startswith(prefix) for key in state) and not all(key.startswith(prefix) for key in wanted):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        return None
+    strange = [prefix for prefix in WRAPPED if not all(key.startswith(prefix) for key in wanted)]
+    while prefix := next((p for p in strange if all(key.startswith(p) for key in state)), None):  # in any order
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return dict(state)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def _few(keys: list[str]) -> str:
     return ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
-
-
-def _require(package: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise MissingPackageError(package, extra) from error
 
 
 @contextmanager
@@ -350,7 +370,7 @@ def _one_sentence(what: str, hint: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{what}: {_first_line(error)}", hint=hint) from error
+        raise ModelError(f"{what}: {first_line(error)}", hint=hint) from error
 
 
 @contextmanager
@@ -370,10 +390,10 @@ def _importing(path: Path) -> Iterator[ModuleType]:
         yield module
     except VitEdgeError:
         raise
-    except Exception as error:  # it is the user's code
+    except (Exception, SystemExit) as error:  # it is the user's code
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = "" if isinstance(error, SyntaxError) else f" ({Path(frame.filename).name}, line {frame.lineno})"
-        raise ModelError(f"{path} fails: {type(error).__name__}: {error}{where}") from error
+        raise ModelError(f"{path} fails: {type(error).__name__}: {first_line(error)}{where}") from error
     finally:
         with suppress(ValueError):
             sys.path.remove(folder)

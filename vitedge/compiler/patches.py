@@ -104,9 +104,12 @@ def _patch_input(model: ModelProto, stem: NodeProto, patch: int, spec: Preproces
 def _flattened(model: ModelProto, stem: NodeProto, shape: tuple[int, int]) -> str | None:
     """The tensor [B, N, D] that a Reshape to [B, *shape] and a Transpose make of the feature map, if nothing else reads it."""
     known, readers = constants(model), consumers(model)
+    outputs = {output.name for output in model.graph.output}
     first = readers[stem.output[0]]
     flat = len(first) == 1 and first[0].op_type == "Reshape" and tuple(known.get(first[0].input[1], ())[1:]) == shape
     second = readers[first[0].output[0]] if flat else []
+    if flat and not outputs.isdisjoint((stem.output[0], first[0].output[0])):
+        return None
     if len(second) == 1 and second[0].op_type == "Transpose" and attribute(second[0], "perm") == [0, 2, 1]:
         return str(second[0].output[0])
     return None

@@ -2,14 +2,15 @@
 
     x -> Linear(W) -> y     ->     x -> Q -> DQ -> Linear(DQ(W int8)) -> y
 
-Zero-point 0, one scale per activation, one per output channel of a weight: what TensorRT's typed networks take and
-OpenVINO and onnxruntime read alike. One Q/DQ serves all readers of a tensor (Q, K and V). The residual stream,
-LayerNorm, softmax and GELU inputs stay in floating point. The patch GEMM's input is int8 already and has no error.
+Zero-point 0, one scale per activation, one per output channel of a weight: what OpenVINO and onnxruntime read
+alike, and the only form that TensorRT documents for ViTs. One Q/DQ serves all readers of a tensor (Q, K and V). The
+residual stream, LayerNorm, softmax and GELU inputs stay in floating point. The patch GEMM's input is int8 already and exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -58,8 +59,7 @@ def chosen_linears(model: ModelProto, recipe: Recipe) -> list[Linear]:
     found = linears(model)
     for pattern in recipe.skip:
         if not any(fnmatch(linear.name, pattern) for linear in found):
-            names = ", ".join(linear.name for linear in found[:6])
-            raise ModelError(f"the recipe skips {pattern!r}, but no Linear has such a name", hint=f"names are like {names}, ...")
+            raise ModelError(f"the recipe skips {pattern!r}, but no Linear has such a name", hint=_similar(pattern, found))
     chosen = [linear for linear in found if not any(fnmatch(linear.name, pattern) for pattern in recipe.skip)]
     if not chosen:
         what = f"the recipe skips every one of its {len(found)} Linears" if found else "it has no Linear"
@@ -67,6 +67,14 @@ def chosen_linears(model: ModelProto, recipe: Recipe) -> list[Linear]:
             f"there is nothing to quantize in the model: {what}", hint="is it a Vision Transformer, exported in FP32?"
         )
     return chosen
+
+
+def _similar(pattern: str, found: Sequence[Linear]) -> str:
+    """A hint: the names most like `pattern`, and the first and last of all."""
+    names = [linear.name for linear in found]
+    near = [name for name in names if name.endswith(pattern)] or difflib.get_close_matches(pattern, names, 3, 0.4)
+    meant = f"did you mean {' or '.join(map(repr, near[:3]))}? " if near else ""
+    return f"{meant}The {len(names)} names go from {names[0]} to {names[-1]}" if names else "the model has no Linear"
 
 
 def quantize_linears(model: ModelProto, table: ScaleTable) -> int:

@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnxruntime
 from onnx import ModelProto, NodeProto, helper
 
+from vitedge.compiler.activations import open_session
 from vitedge.compiler.graph import Array, attribute, constants, consumers, producers, prune, put_constant, put_nodes, rewire
 
 BATCHES = (3, 5)
@@ -42,7 +42,7 @@ def fold_constants(model: ModelProto) -> None:
     for name in small:
         a, b = small[name], large[name]
         if a.shape == b.shape and np.array_equal(a, b):
-            rewire(model, name, put_constant(model, f"{name}.folded", a))
+            rewire(model, name, put_constant(model, f"{name}.folded", a), model.graph.node)  # an output stays computed
         elif a.ndim == 1 and a.shape == b.shape and (a != b).sum() == 1:
             _free_batch(model, name, np.where(a != b, -1, a))
         elif a.ndim > 1 and len(a) == BATCHES[0] and len(b) == BATCHES[1] and (a == a[:1]).all() and (b == a[:1]).all():
@@ -107,13 +107,15 @@ def merge_transposes(model: ModelProto) -> None:
 def move_scale_to_queries(model: ModelProto) -> None:
     """Turn (Q * s) @ (K * t) into (Q * (s * t)) @ K for scalars s and t."""
     known, makers, readers = constants(model), producers(model), consumers(model)
+    outputs = {output.name for output in model.graph.output}
 
     def scalar(node: NodeProto | None) -> bool:
         return node is not None and node.op_type == "Mul" and node.input[1] in known and known[node.input[1]].size == 1
 
     for product in [node for node in model.graph.node if node.op_type == "MatMul"]:
         queries, keys = makers.get(product.input[0]), makers.get(product.input[1])
-        if queries is not None and keys is not None and scalar(queries) and scalar(keys) and len(readers[product.input[0]]) == 1:
+        alone = len(readers[product.input[0]]) == 1 and product.input[0] not in outputs
+        if queries is not None and keys is not None and scalar(queries) and scalar(keys) and alone:
             scale = known[queries.input[1]] * known[keys.input[1]]
             queries.input[1] = put_constant(model, f"{queries.output[0]}.scale", scale)
             rewire(model, keys.output[0], keys.input[0], [product])
@@ -168,7 +170,8 @@ def _pad_and_add(model: ModelProto, concat: NodeProto, patches: str, rows: list[
     """Replace `concat` by Pad and Add; an Add of constant positions right behind it is taken in."""
     constant, last, known = np.concatenate(rows, axis=1), concat, constants(model)
     readers = consumers(model)[concat.output[0]]
-    if len(readers) == 1 and readers[0].op_type == "Add":
+    wanted = any(output.name == concat.output[0] for output in model.graph.output)  # as it is, without the positions
+    if len(readers) == 1 and readers[0].op_type == "Add" and not wanted:
         other = next((name for name in readers[0].input if name in known), None)
         if other is not None:
             last, constant = readers[0], constant + known[other]
@@ -209,15 +212,7 @@ def _evaluate(model: ModelProto, names: Sequence[str], batch: int) -> dict[str, 
     """The values of the tensors `names` for an all-zero input of `batch` images."""
     if not names:
         return {}
-    probe = ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
     distinct = list(dict.fromkeys(names))
-    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in distinct)
-    prune(probe)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(model, distinct, optimize=False)
     feed = {i.name: np.zeros((batch, *i.shape[1:]), np.float32) for i in session.get_inputs()}
     return dict(zip(distinct, session.run(distinct, feed), strict=True))

@@ -111,7 +111,8 @@ class VideoSource(Source):
 
     The first frame is read on opening, so that a source without any raises VitEdgeError there and not in the middle of a
     run. Damaged frames of a file are passed over. If fewer frames came than it announces, or a camera stopped, the end is
-    a normal one and `skipped` tells.
+    a normal one and `skipped` tells. A picture of a camera may have waited in its driver before it was read; `captured_ns`,
+    and so `Timing.capture_ms`, does not count that.
     """
 
     def __init__(self, source: Path | int) -> None:

@@ -11,6 +11,7 @@ knows nothing of torch or onnx.
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -66,37 +67,45 @@ class Engine:
     """An open engine: a buffer to write into and a way to run what is in it.
 
     input: [max_batch, ...], int8 patches or uint8 pixels. max_batch: the largest batch it was built for.
+
+    Threads that share an engine take turns: `run`, a call and `close` wait for one another. There is one buffer for what
+    goes in and one for what comes out, though, and each call overwrites both. So threads must agree on who fills `input`
+    and until when an answer of `run` is read, or use `engine(rows)`, which copies in, runs and copies out in one turn, or
+    open one engine each.
     """
 
     def __init__(self, path: Path, manifest: Manifest, session: Session) -> None:
         self.path, self.manifest = path, manifest
         self.input, self.max_batch = session.input, manifest.target.batch[2]
         self._session: Session | None = session
+        self._turn = threading.RLock()  # a call holds it around its run
 
     def run(self, count: int) -> NDArray[np.float32]:
-        """Run the first `count` rows of `input`; float32[count, ...], valid until the next run.
+        """Run the first `count` rows of `input`; float32[count, ...], valid until the next run of whatever thread.
 
         A count below the smallest batch of the target runs that batch, with whatever the other rows hold.
         """
-        if self._session is None:
-            raise EngineError(f"{self.path} is closed")
         if not 1 <= count <= self.max_batch:
             hint = f"run in parts of at most {self.max_batch}, or build with a larger batch in the target"
             raise EngineError(
                 f"a batch of {count} does not fit this engine, which was built for 1 to {self.max_batch}", hint=hint
             )
-        return self._session.run(max(count, self.manifest.target.batch[0]))[:count]
+        with self._turn:
+            if self._session is None:
+                raise EngineError(f"{self.path} is closed")
+            return self._session.run(max(count, self.manifest.target.batch[0]))[:count]
 
     def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """Copy `rows` ([count, ...] of the input's dtype) in, run them, and return a copy of the answer."""
+        """Copy `rows` ([count, ...] of the input's dtype) in, run them, and return a copy of the answer; safe in any thread."""
         if rows.dtype != self.input.dtype or rows.shape[1:] != self.input.shape[1:]:
             wanted = ", ".join(map(str, self.input.shape[1:]))
             raise EngineError(
                 f"the engine takes {self.input.dtype}[batch, {wanted}], not {rows.dtype}{list(rows.shape)}",
                 hint="vitedge.preprocess.write_input makes such rows from images",
             )
-        self.input[: min(len(rows), self.max_batch)] = rows[: self.max_batch]
-        answer: NDArray[np.float32] = self.run(len(rows)).copy()
+        with self._turn:
+            self.input[: min(len(rows), self.max_batch)] = rows[: self.max_batch]
+            answer: NDArray[np.float32] = self.run(len(rows)).copy()
         return answer
 
     @property
@@ -106,9 +115,10 @@ class Engine:
 
     def close(self) -> None:
         """Free the backend's memory; a second call does nothing."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        with self._turn:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
 
     def __enter__(self) -> Engine:
         return self

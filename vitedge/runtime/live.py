@@ -8,13 +8,15 @@ Knows nothing of terminals.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from vitedge.runtime.camera import open_source
+from vitedge.errors import VitEdgeError
+from vitedge.runtime.camera import CAMERA, open_source
 from vitedge.runtime.engine import open_engine
-from vitedge.runtime.overlay import draw, open_recorder
+from vitedge.runtime.overlay import draw, names_folder, open_recorder
 from vitedge.runtime.predictor import Predictor
 from vitedge.specs import Frame, Prediction
 
@@ -26,8 +28,11 @@ def run(
 ) -> Iterator[tuple[Frame, Prediction]]:
     """Yield every frame of the source with the engine's answer, and save it annotated if `save` says where.
 
-    notes: receives a sentence for each picture that was lost, when the source has ended.
+    notes: receives a sentence for each picture that was lost, when the source has ended. Raises VitEdgeError, before
+    anything is opened, for a recording that would overwrite its source or be found in it as pictures.
     """
+    if save and not CAMERA.fullmatch(source_name):
+        _check_apart(Path(source_name), save)
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(engine_path))
         source = stack.enter_context(open_source(source_name))
@@ -39,3 +44,20 @@ def run(
                 recorder.write(draw(frame, prediction, engine.manifest.card), frame.name)
             yield frame, prediction
         notes += source.skipped
+
+
+def _check_apart(source: Path, save: Path) -> None:
+    """Refuse the source itself, whatever it is called there, and for pictures also the folders in a source folder."""
+    real = Path(os.path.realpath(save))
+    if _same(source, real):
+        raise VitEdgeError(f"{save} is the source, which the recording would overwrite", hint="save to another place")
+    if names_folder(save) and any(_same(source, parent) for parent in real.parents):
+        message = f"{save} lies in the source folder {source}, whose images the recorded ones would join"
+        raise VitEdgeError(message, hint="save to a folder outside of it")
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one is not there yet, or cannot be looked at: opening it says why
+        return False

@@ -7,9 +7,11 @@ Knows nothing of engines or sources: whoever has a Prediction can draw it, whoev
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +37,7 @@ HEAT_OPACITY, PANEL_OPACITY, BAR_OPACITY = 0.8, 0.6, 0.85
 FONT_SCALE = 1 / 36  # of OpenCV's own unit, a line of about 36 pixels
 ELLIPSIS = "..."
 JPEG_QUALITY = 92
+MAX_STEM_BYTES = 200  # a file name may have 255 bytes, and the temporary one is longer
 
 
 def draw(frame: Frame, prediction: Prediction, card: ModelCard) -> Picture:
@@ -71,7 +74,7 @@ def _single_channel(output: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _draw_heat(canvas: Picture, values: NDArray[np.float32], preprocess: Preprocess) -> None:
     """Blend the map in, the more opaque the higher the value, so that the background stays visible."""
-    cv2 = load_cv2()
+    cv2 = _cv2()
     rows, columns = seen_region(canvas.shape[0], canvas.shape[1], preprocess)
     (top, bottom), (left, right) = map(round, rows), map(round, columns)
     seen = canvas[top:bottom, left:right]
@@ -127,7 +130,7 @@ def _tint(canvas: Picture, box: Box, colour: tuple[int, int, int], opacity: floa
 
 def _write(canvas: Picture, text: str, box: Box, size: float) -> None:
     """White text of about `size` pixels a line, centered between top and bottom, shortened until it fits the box."""
-    cv2 = load_cv2()
+    cv2 = _cv2()
     top, left, bottom, right = box
     shown = text
     while text and _text_width(shown, size) > right - left:
@@ -143,9 +146,15 @@ def _text_width(text: str, size: float) -> int:
 
 def _text_size(text: str, size: float) -> tuple[int, int]:
     """Width and height of a capital, without what hangs below the line; OpenCV 4 and 5 come with different fonts."""
-    cv2 = load_cv2()
+    cv2 = _cv2()
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size * FONT_SCALE, 1)
     return width, height
+
+
+@functools.cache
+def _cv2() -> Any:
+    """Asked for at each text of each frame: `load_cv2` would go through the environment and the import system again."""
+    return load_cv2()
 
 
 def open_recorder(path: Path, fps: float) -> Recorder:
@@ -154,9 +163,12 @@ def open_recorder(path: Path, fps: float) -> Recorder:
     fps: frames a second of the video, positive; a folder has no use for it. Raises VitEdgeError for another suffix or a
     place that cannot be written to.
     """
-    if path.is_dir() or not path.suffix:
-        return FolderRecorder(path)
-    return VideoRecorder(path, fps)
+    return FolderRecorder(path) if names_folder(path) else VideoRecorder(path, fps)
+
+
+def names_folder(path: Path) -> bool:
+    """Whether `open_recorder` takes the path for a folder of pictures."""
+    return path.is_dir() or not path.suffix
 
 
 class Recorder(ABC):
@@ -187,7 +199,7 @@ class FolderRecorder(Recorder):
 
     def write(self, picture: Picture, name: str = "") -> None:
         stem = "-".join(part for part in (f"{self._count:06d}", Path(name).stem) if part)
-        with staged(self._folder / f"{stem}.jpg") as temporary:
+        with staged(self._folder / f"{_cut(stem)}.jpg") as temporary:
             Image.fromarray(picture).save(temporary, quality=JPEG_QUALITY)
         self._count += 1
 
@@ -199,7 +211,8 @@ class VideoRecorder(Recorder):
     """Pictures in one video file. Until closed it lies beside `path` under a hidden name; without a picture there is no file.
 
     The first picture gives the size, less a last odd row or column that codecs refuse; others are scaled into it with
-    their proportions kept.
+    their proportions kept. `close` raises VitEdgeError, and leaves the file that was there before, if not all of them can
+    be read back: OpenCV's writers do not say that a disk is full.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -209,25 +222,56 @@ class VideoRecorder(Recorder):
             raise VitEdgeError(f"a video needs a positive number of frames a second, not {fps}")
         _make_folder(path.parent)
         self._path = path
-        self._partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix.lower()}")
         self._fps = fps
         self._size = (0, 0)
+        self._count = 0
         self._writer: Any = None
+        self._opened = ExitStack()  # ends the video, checks it, then gives it its name
 
     def write(self, picture: Picture, name: str = "") -> None:
-        cv2 = load_cv2()
+        cv2 = _cv2()
         if self._writer is None:
             self._size = (max(2, picture.shape[0] & ~1), max(2, picture.shape[1] & ~1))
-            self._writer = _video_writer(self._partial, self._fps, self._size)
+            self._open()
         self._writer.write(cv2.cvtColor(_fitted(picture, self._size), cv2.COLOR_RGB2BGR))
+        self._count += 1
 
     def close(self) -> None:
-        if self._writer is None:
-            return
-        self._writer.release()
         self._writer = None
-        with writing(self._path):
-            self._partial.replace(self._path)
+        self._opened.close()
+
+    def _open(self) -> None:
+        with ExitStack() as opening:
+            partial = opening.enter_context(staged(self._path))
+            self._writer = self._video_writer(partial)
+            opening.callback(self._check, partial)
+            opening.callback(self._writer.release)
+            self._opened = opening.pop_all()
+
+    def _video_writer(self, partial: Path) -> Any:
+        cv2 = _cv2()
+        codec = CODECS[partial.suffix.lower()]
+        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*codec), self._fps, self._size[::-1])
+        if not writer.isOpened():
+            described = f"{codec} of {self._size[1]} x {self._size[0]} pixels at {self._fps:g} frames a second"
+            hint = "try the other of .mp4 and .avi, and see whether the disk is full"
+            raise VitEdgeError(f"OpenCV cannot write {self._path}: {described}", hint=hint)
+        return writer
+
+    def _check(self, partial: Path) -> None:
+        if _ends_at(partial, self._count):
+            return
+        readable = _readable_frames(partial)  # slow, but sure: not every container can count or seek
+        if readable < self._count:
+            message = f"only {readable} of {self._count} frames could be written to {self._path}, is the disk full?"
+            raise VitEdgeError(message, hint="free some space, or save elsewhere; what was there before has not been touched")
+
+
+def _cut(stem: str) -> str:
+    """The stem without the characters of its end that make it longer than MAX_STEM_BYTES."""
+    while len(stem.encode("utf-8", "surrogatepass")) > MAX_STEM_BYTES:
+        stem = stem[:-1]
+    return stem
 
 
 def _make_folder(folder: Path) -> None:
@@ -237,15 +281,23 @@ def _make_folder(folder: Path) -> None:
         raise VitEdgeError(f"cannot write to the folder {folder}", hint="give one that you may write to")
 
 
-def _video_writer(path: Path, fps: float, size: tuple[int, int]) -> Any:
-    cv2 = load_cv2()
-    codec = CODECS[path.suffix]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, size[::-1])
-    if not writer.isOpened():
-        path.unlink(missing_ok=True)
-        described = f"{codec} of {size[1]} x {size[0]} pixels at {fps:g} frames a second"
-        raise VitEdgeError(f"OpenCV cannot write {path.parent / path.name}: {described}", hint="try the other of .mp4 and .avi")
-    return writer
+def _ends_at(video: Path, count: int) -> bool:
+    """Whether the video announces `count` frames and the last of them decodes."""
+    cv2 = _cv2()
+    capture = cv2.VideoCapture(str(video))
+    try:
+        announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        return bool(announced == count and capture.set(cv2.CAP_PROP_POS_FRAMES, count - 1) and capture.read()[0])
+    finally:
+        capture.release()
+
+
+def _readable_frames(video: Path) -> int:
+    capture = _cv2().VideoCapture(str(video))
+    try:
+        return sum(1 for _ in iter(lambda: capture.read()[0], False))
+    finally:
+        capture.release()
 
 
 def _fitted(picture: Picture, size: tuple[int, int]) -> Picture:
@@ -253,7 +305,7 @@ def _fitted(picture: Picture, size: tuple[int, int]) -> Picture:
     height, width = size
     if picture.shape[0] in (height, height + 1) and picture.shape[1] in (width, width + 1):
         return picture[:height, :width]
-    cv2 = load_cv2()
+    cv2 = _cv2()
     scale = min(height / picture.shape[0], width / picture.shape[1])
     rows, columns = max(1, round(picture.shape[0] * scale)), max(1, round(picture.shape[1] * scale))
     fitted = np.zeros((height, width, 3), np.uint8)

@@ -18,6 +18,9 @@ from vitedge.errors import EngineError, VitEdgeError
 from vitedge.preprocess import write_input
 from vitedge.specs import Frame, Manifest, ModelCard, Prediction, Timing
 
+EXPORT_CLASSIFIER = "export it again, with an output of [batch, classes] or as a model of another task"
+EXPORT_LABELS = "export the model again with one label a class, in the order of its outputs"
+
 
 class InferenceEngine(Protocol):
     """What the predictor needs of an engine.
@@ -40,7 +43,8 @@ class Predictor:
     """Predictions for frames, one at a time or in batches. It neither opens nor closes the engine.
 
     A classifier answers with its `top_k` best labels (the class index as text where the card has none) and their softmax
-    probabilities; a model of another task with `Prediction.array` alone.
+    probabilities; a model of another task with `Prediction.array` alone. It fills the engine's one buffer, so threads
+    need an engine and a predictor each. Raises EngineError where the manifest's labels and output do not fit.
     """
 
     def __init__(self, engine: InferenceEngine, top_k: int = 5) -> None:
@@ -60,7 +64,8 @@ class Predictor:
 
         Their timings: `capture_ms` is the age of that frame when work on the batch began, `preprocess_ms` and
         `postprocess_ms` are its own, `infer_ms` is its equal share of the run. Summed over a batch they give the time the
-        batch took; a single frame waited for all of it. Raises EngineError for too many frames or an output that is no number.
+        batch took; a single frame waited for all of it. Raises EngineError for too many frames or an output that is no number
+        or has not one number a label.
         """
         if len(frames) > self._engine.max_batch:
             raise EngineError(f"a batch of {len(frames)} frames for an engine built for at most {self._engine.max_batch}")
@@ -87,23 +92,32 @@ class Predictor:
         """One row of the engine's output as a Prediction that stays valid after the next run."""
         start = time.perf_counter_ns()
         array = np.array(output, np.float32)
-        top = _top(array, self._card.labels, self._top_k) if self._card.task == "classify" else ()
+        peak = array.max()  # a NaN anywhere comes through; a logit of -inf is a probability of zero
+        if not np.isfinite(peak):
+            raise EngineError(f"the engine's output holds {peak}", hint="an overflow? compare it with the fp32 engine")
+        top = _top(array, self._card, self._top_k) if self._card.task == "classify" else ()
         return Prediction(top, array, Timing(capture_ms, preprocess_ms, infer_ms, _ms(time.perf_counter_ns() - start)))
 
 
 def _check_labels(card: ModelCard) -> None:
-    classes = card.outputs[0].shape[-1] if card.outputs else None
-    if card.task == "classify" and card.labels and classes is not None and len(card.labels) != classes:
-        hint = "export the model again with one label a class, in the order of its outputs"
-        raise EngineError(f"{card.name} has {classes} outputs and {len(card.labels)} labels", hint=hint)
+    """Refuse what the manifest says of itself; a size that it leaves open shows with the first answer."""
+    if card.task != "classify" or not card.outputs:
+        return
+    shape = card.outputs[0].shape
+    if len(shape) < 2:
+        raise EngineError(f"{card.name} classifies, but its output has the shape {list(shape)}", hint=EXPORT_CLASSIFIER)
+    if card.labels and shape[-1] is not None and len(card.labels) != shape[-1]:
+        raise EngineError(f"{card.name} has {shape[-1]} outputs and {len(card.labels)} labels", hint=EXPORT_LABELS)
 
 
-def _top(logits: NDArray[np.float32], labels: tuple[str, ...], count: int) -> tuple[tuple[str, float], ...]:
+def _top(logits: NDArray[np.float32], card: ModelCard, count: int) -> tuple[tuple[str, float], ...]:
     """The `count` classes of the highest softmax probability, best first; of equals, the lower index first."""
-    peak = logits.max()
-    if not np.isfinite(peak):
-        raise EngineError(f"the engine's output holds {peak}", hint="an overflow? compare it with the fp32 engine")
-    weights = np.exp(np.subtract(logits, peak, dtype=np.float64))  # at most 1: no logit is too large
+    labels = card.labels
+    if logits.ndim != 1:
+        raise EngineError(f"{card.name} classifies, but answers with the shape {list(logits.shape)}", hint=EXPORT_CLASSIFIER)
+    if labels and len(labels) != len(logits):
+        raise EngineError(f"{card.name} has {len(logits)} outputs and {len(labels)} labels", hint=EXPORT_LABELS)
+    weights = np.exp(np.subtract(logits, logits.max(), dtype=np.float64))  # at most 1: no logit is too large
     total = weights.sum()
     best = np.argsort(-logits, kind="stable")[:count]
     return tuple((labels[i] if labels else str(i), float(weights[i] / total)) for i in best)
