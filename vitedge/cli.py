@@ -327,7 +327,6 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to set up the worksp
     """Set up a workspace: calibration/ and engines/ with a recipe, a target and what they mean."""
     for path, written in init_workspace(folder).items():
         out.print(f"{'wrote' if written else 'kept '}  {path}", markup=False, soft_wrap=True)
-    out.print("[dim]next   vitedge make MODEL --images DIR, in that folder or below it[/]", soft_wrap=True)
 
 
 @app.command(epilog="Example: [bold]vitedge models --filter deit[/]")

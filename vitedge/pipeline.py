@@ -30,6 +30,7 @@ from vitedge.runtime.engine import open_engine
 from vitedge.specs import TOLERANCE, BenchRow, Recipe, ScaleTable, Target, to_dict
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
 
+CODE_AND_WEIGHTS = (".py", ".pth", ".pt", ".bin", ".safetensors", ".npz")
 COMPARED = 4  # real images on which the export is compared with torch, besides random ones
 
 
@@ -112,7 +113,7 @@ def make(job: Job, watcher: Watcher) -> Result:
 def export_step(source: ModelSource, files: Sequence[ImageFile], engines: Path, watcher: Watcher) -> Path:
     """The float ONNX file of a model, compared with torch when it is made."""
     key = _source_key(source)
-    for existing in engines.glob(f"*/fp32-{key}.onnx"):
+    for existing in filter(_is_readable, engines.glob(f"*/fp32-{key}.onnx")):
         watcher.end("export", f"{short_path(existing)} is fresh")
         return existing
     require_compiler()
@@ -140,7 +141,7 @@ def quantize_step(
     table = None if recipe.method == "none" else calibrate_step(model, files, recipe, scales, watcher, notes)
     key = content_key(__version__, sha256(model), to_dict(table or recipe))
     path = model.with_name(f"{recipe.name}-{key}.onnx")
-    if path.is_file():
+    if _is_readable(path):
         watcher.end("quantize", f"{short_path(path)} is fresh")
     elif table is None:
         leave_float(model, recipe, path)
@@ -161,7 +162,7 @@ def calibrate_step(
     """
     from vitedge.compiler.calibrate import calibrate, images_sha256, load_table, save_table
 
-    if path.is_file():
+    with suppress(VitEdgeError):  # a table that is missing or damaged is made again
         table = load_table(path)
         current = (recipe, sha256(model), images_sha256(sample(files, recipe.images, recipe.seed)))
         if (table.recipe, table.model_sha256, table.images_sha256) == current:
@@ -234,12 +235,22 @@ def _source_key(source: ModelSource) -> str:
     kind, _, folder = source.name.partition(":")
     if kind == "hf" and Path(folder).is_dir():  # written by save_pretrained, perhaps once more since the last time
         files += sorted(path for path in Path(folder).iterdir() if path.is_file())
-    if ".py:" in source.name:  # a factory may import its neighbours
-        files += sorted(Path(source.name.rpartition(":")[0]).resolve().parent.glob("*.py"))
+    if ".py:" in source.name:  # a factory may import its neighbours, or load weights that lie beside it
+        factory = Path(source.name.rpartition(":")[0]).resolve()
+        beside = factory.parent.iterdir() if factory.is_file() else iter(())
+        files += sorted(p for p in beside if p.is_file() and p.suffix in CODE_AND_WEIGHTS and not p.name.startswith("."))
     packages = ("torch", "onnxscript", "transformers", "timm", "torchvision")
     return content_key(
         __version__, source.name, source.tolerance, [sha256(path) for path in files], [_version(name) for name in packages]
     )
+
+
+def _is_readable(graph: Path) -> bool:
+    """Whether an ONNX file is there and whole."""
+    with suppress(VitEdgeError):
+        read_source(graph)
+        return True
+    return False
 
 
 def _version(package: str) -> str | None:

@@ -157,7 +157,9 @@ class Target:
         low, best, high = self.batch
         _require(1 <= low <= best <= high, f"batch must be (min, opt, max) with 1 <= min <= opt <= max, not {self.batch}")
         _require(high <= MAX_BATCH, f"batch must be at most {MAX_BATCH}, not {high}")
-        _require(self.threads is None or 0 < self.threads <= MAX_THREADS, f"threads must be 1 to {MAX_THREADS}, not {self.threads}")
+        _require(
+            self.threads is None or 0 < self.threads <= MAX_THREADS, f"threads must be 1 to {MAX_THREADS}, not {self.threads}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,8 +112,14 @@ def test_markup_in_a_name_is_text_in_the_terminal() -> None:
         ([FP32, INT8], "int8 is 1.62× as fast as fp32 and loses 0.10 points of top-1, within the noise of 10,000 images."),
         ([FP32, replace(INT8, top1=91.5)], "int8 is 1.62× as fast as fp32 and gains 0.30 points of top-1."),
         ([FP32, replace(INT8, top1=91.2)], "int8 is 1.62× as fast as fp32 and keeps its top-1 of 91.20%."),
-        ([FP32, replace(INT8, p50_ms=6.5)], "int8 takes 1.25× as long as fp32 and loses 0.10 points of top-1, within the noise of 10,000 images."),
-        ([FP32, replace(INT8, p50_ms=5.2)], "int8 is as fast as fp32 and loses 0.10 points of top-1, within the noise of 10,000 images."),
+        (
+            [FP32, replace(INT8, p50_ms=6.5)],
+            "int8 takes 1.25× as long as fp32 and loses 0.10 points of top-1, within the noise of 10,000 images.",
+        ),
+        (
+            [FP32, replace(INT8, p50_ms=5.2)],
+            "int8 is as fast as fp32 and loses 0.10 points of top-1, within the noise of 10,000 images.",
+        ),
         (
             [replace(FP32, top1=None), replace(INT8, top1=None)],
             "int8 is 1.62× as fast as fp32 and agrees with it on 98.60% of 10,000 images.",

@@ -115,7 +115,7 @@ def images_sha256(files: Sequence[ImageFile]) -> str:
     """One hash over the bytes of all files, in order."""
     state = hashlib.sha256()
     for file in files:
-        state.update(sha256(file.path).encode())
+        state.update((sha256(file.path) if file.path.is_file() else "unreadable").encode())
     return state.hexdigest()
 
 

@@ -30,10 +30,9 @@ from vitedge.compiler.patches import integer_input
 from vitedge.compiler.simplify import simplify
 from vitedge.errors import ModelError, first_line
 from vitedge.preprocess import input_dtype, input_shape, patches_to_image, write_input
-from vitedge.specs import TOLERANCE, ModelCard, Preprocess, TensorSpec
+from vitedge.specs import MAX_BATCH, TOLERANCE, ModelCard, Preprocess, TensorSpec
 
 OPSET = 20  # the first with Gelu, the last that TensorRT 10.3 documents
-MAX_BATCH = 4096
 OUTPUTS = {"classify": "logits", "embed": "embedding", "dense": "map"}
 OUTPUT_HINT = "forward() must return a tensor, or a tuple of tensors, whose first axis alone is the batch"
 Image = NDArray[np.uint8]
