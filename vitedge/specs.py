@@ -94,7 +94,8 @@ class ModelCard:
         _require_name(self.name)
         _require_choices(self)
         object.__setattr__(self, "labels", tuple(map(str, self.labels)))
-        _require("".join(self.labels).isprintable() or not self.labels, "labels must be printable text")
+        lone = [label for label in self.labels if any("\ud800" <= letter <= "\udfff" for letter in label)]
+        _require(not lone, f"a label must be text that UTF-8 can hold, which {lone[:1]} is not")
 
 
 @dataclass(frozen=True, slots=True)
