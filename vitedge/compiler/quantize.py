@@ -83,7 +83,7 @@ def quantize_linears(model: ModelProto, table: ScaleTable) -> int:
     for tensor in quantized_activations(model, table.recipe):
         if tensor not in table.amax:
             raise ModelError(f"the scale table has no range for {tensor!r}", hint="calibrate again with this recipe")
-        _quantize_activation(model, tensor, table.amax[tensor], [x.node for x in chosen if x.input == tensor])
+        quantize_activation(model, tensor, table.amax[tensor], [x.node for x in chosen if x.input == tensor])
     weights = constants(model)
     for linear in chosen:
         _quantize_weight(model, linear, weights[linear.weight], table.recipe.per_channel)
@@ -105,9 +105,10 @@ def to_int8(weight: Array, scales: Array, axis: int) -> Array:
     return integers
 
 
-def _quantize_activation(model: ModelProto, tensor: str, amax: float, readers: Iterable[NodeProto]) -> None:
+def quantize_activation(model: ModelProto, tensor: str, amax: float, readers: Iterable[NodeProto]) -> None:
+    """Put one Q/DQ pair on `tensor` for `readers`, given in the order of the graph; everything else reads it as before."""
     readers = list(readers)
-    scale = put_constant(model, f"{tensor}.scale", np.float32(max(amax / QMAX, TINY)))
+    scale = put_constant(model, f"{tensor}.int8.scale", np.float32(max(amax / QMAX, TINY)))  # "x.scale" may be a factor of x
     zero = put_constant(model, "int8.zero", np.int8(0))
     nodes = [
         helper.make_node("QuantizeLinear", [tensor, scale, zero], [f"{tensor}.int8"], name=f"{tensor}/QuantizeLinear"),
