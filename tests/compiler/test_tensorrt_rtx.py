@@ -1,0 +1,126 @@
+"""TensorRT-RTX's own parser and builder take every graph that vitedge makes, in FP32 and in FP16, strongly typed.
+
+    module -> fp32.onnx [-> int8.onnx] [-> FP16] -> OnnxParser -> builder -> a plan for compute capability 8.6
+
+Neither needs a GPU or a driver; to run a plan does. So this says nothing of speed or accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto
+
+from tests.compiler.conftest import Tiny
+from tests.compiler.families import NAMES, Exported
+from tests.compiler.test_export import OverlappingStem, Upsampled, converted
+from vitedge.compiler import graph
+from vitedge.compiler.calibrate import calibrate
+from vitedge.compiler.precision import to_half
+from vitedge.compiler.quantize import leave_float, quantize
+from vitedge.specs import Recipe
+
+trt: Any = pytest.importorskip(
+    "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'vitedge[rtx]'", exc_type=ImportError
+)
+RECIPES = {
+    "float": Recipe(name="fp32", method="none"),
+    "int8": Recipe(),
+}
+TYPES = ("fp32", "fp16")
+MODULES = {"image-stem": OverlappingStem, "resize": Upsampled}
+BATCH = (1, 2, 4)
+Make = Callable[[str, str], Path]
+
+
+class Log(trt.ILogger):
+    """Keeps the errors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[str] = []
+
+    def log(self, severity: Any, message: str) -> None:
+        if severity <= trt.ILogger.ERROR:
+            self.errors.append(message)
+
+
+def build(path: Path) -> int:
+    """Parse an ONNX file and build it; the plan's size in bytes. What TensorRT says against it is the test's failure."""
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(path.read_bytes()):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        pytest.fail(
+            "\n".join([f"{path.name} is not parsed:", *(f"{e.node_name()} ({e.node_operator()}): {e.desc()}" for e in errors)])
+        )
+    assert {network.get_output(index).dtype for index in range(network.num_outputs)} == {trt.float32}
+    plan = builder.build_serialized_network(network, _config(builder, network.get_input(0)))
+    if plan is None:
+        pytest.fail("\n".join([f"{path.name} is parsed, but not built:", *log.errors]))
+    return int(plan.nbytes)
+
+
+def _config(builder: Any, entry: Any) -> Any:
+    """For any batch up to the largest, on a GPU that need not be there."""
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    profile = builder.create_optimization_profile()
+    profile.set_shape(entry.name, *((batch, *entry.shape[1:]) for batch in BATCH))
+    config.add_optimization_profile(profile)
+    return config
+
+
+@pytest.fixture(scope="module")
+def make(family: Callable[[str], Exported], tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """The path of a model's graph under a recipe, in FP32."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    def model(name: str) -> ModelProto:
+        return converted(MODULES[name]).model if name in MODULES else family(name).model
+
+    def made(name: str, recipe: str) -> Path:
+        source, path = folder / f"{name}.onnx", folder / f"{name}.{recipe}.onnx"
+        graph.save(model(name), source)
+        if RECIPES[recipe].method == "none":
+            leave_float(source, RECIPES[recipe], path)
+        else:
+            quantize(source, calibrate(source, tiny.files, RECIPES[recipe]).table, path)
+        return path
+
+    return cache(made)
+
+
+def in_type(path: Path, kind: str) -> Path:
+    """The graph itself, or its FP16 form beside it."""
+    if kind == "fp32":
+        return path
+    model = graph.load(path)
+    to_half(model)
+    graph.save(model, path.with_suffix(".fp16.onnx"))
+    return path.with_suffix(".fp16.onnx")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", [*NAMES, *MODULES])
+def test_every_graph_is_parsed_and_built(name: str, recipe: str, kind: str, make: Make) -> None:
+    assert build(in_type(make(name, recipe), kind)) > 0
+
+
+def test_what_tensorrt_refuses_fails_with_its_own_words(make: Make, tmp_path: Path) -> None:
+    model = graph.load(in_type(make("vit", "int8"), "fp16"))
+    quantizer = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    graph.put_constant(model, quantizer.input[1], np.float32(0.1))  # a scale of another type than the data
+    (tmp_path / "mixed.onnx").write_bytes(model.SerializeToString())
+    words = r"^mixed\.onnx is not parsed:\n.*attention\.q_proj \(MatMul\): (.|\n)*must have same input types"
+    with pytest.raises(pytest.fail.Exception, match=words):
+        build(tmp_path / "mixed.onnx")
