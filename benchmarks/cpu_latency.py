@@ -305,9 +305,9 @@ def onnx_runtime_session(path: Path, precision: str, subject: Subject) -> Candid
     return Candidate(precision, feed(subject), run)
 
 
-def quantize_static(subject: Subject, path: Path) -> None:
-    """Write ONNX Runtime's INT8 form of the float model to `path`."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+def quantize_static(subject: Subject, path: Path, method: str = "MinMax") -> None:
+    """Write ONNX Runtime's INT8 form of the float model to `path`; method: the name of a CalibrationMethod."""
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
@@ -324,7 +324,7 @@ def quantize_static(subject: Subject, path: Path) -> None:
     quant_pre_process(float_onnx(subject), prepared)
     quantize_static(
         prepared, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, op_types_to_quantize=["MatMul", "Gemm", "Conv"],
-        activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+        activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod[method],
     )  # fmt: skip
     prepared.unlink()
 

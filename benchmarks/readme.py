@@ -1,10 +1,10 @@
-"""Measurements in, README tables out.
+"""Measurements in, the tables of README.md and docs/ out.
 
-    results/NAME.json  ->  one function a table  ->  the lines between <!-- table: NAME --> and <!-- /table -->
+    results/*.json  ->  one function a table  ->  the lines between <!-- table: NAME --> and <!-- /table -->
 
-    python benchmarks/readme.py [--check] [--readme README.md] [--results results]
+    python benchmarks/readme.py [--check] [--root .] [--results results]
 
-With --check nothing is written: the exit status is 1 where the README says something else than the measurements. Blocks
+With --check nothing is written: the exit status is 1 where a document says something else than the measurements. Blocks
 of a name that is not in TABLES are left alone. Measures nothing.
 """
 
@@ -14,6 +14,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +22,73 @@ from vitedge.errors import VitEdgeError
 from vitedge.workspace import read_json, write_file
 
 ROOT = Path(__file__).resolve().parents[1]
+Columns = Mapping[tuple[str, str], tuple[str, str]]  # (section, figure) of quantizers.json -> head and format
+SECTIONS = {"focus": "ViT-S/14", "fashion": "Fashion ViT"}
+QUALITY: Columns = {
+    ("focus", "sqnr_db"): ("ViT-S/14 tokens, dB", ".1f"),
+    ("focus", "class_sqnr_db"): ("class token, dB", ".1f"),
+    ("focus", "top1"): ("top-1, %", ".1f"),
+    ("focus", "agreement"): ("agreement, %", ".1f"),
+    ("fashion", "sqnr_db"): ("Fashion ViT logits, dB", ".1f"),
+    ("fashion", "top1"): ("top-1, %", ".2f"),
+    ("fashion", "agreement"): ("agreement, %", ".2f"),
+}
+COST: Columns = {("focus", "seconds"): ("ViT-S/14, s", ".0f"), ("focus", "peak_mib"): ("peak, MiB", ".0f")}
 BLOCK = re.compile(r"(?<=<!-- table: )(?P<name>\w+)(?P<mark> -->\n)(?P<body>.*?)(?=<!-- /table -->)", re.DOTALL)
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What results/NAME.json is shown as, and in which document of the root."""
+
+    results: str
+    render: Callable[[dict[str, Any]], str]
+    document: str = "README.md"
+
+
 def main() -> None:
-    """Rewrite the README, or with --check only look."""
+    """Rewrite the documents, or with --check only look."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where the README is out of date")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where a document is out of date")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the folder of README.md and docs/")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     arguments = parser.parse_args()
-    old = arguments.readme.read_text("utf-8")
-    measured = {name: path for name in TABLES if (path := arguments.results / f"{name}.json").is_file()}
-    new = rewrite(old, {name: TABLES[name](read_json(path)) for name, path in measured.items()})
+    measured = {name: table for name, table in TABLES.items() if (arguments.results / f"{table.results}.json").is_file()}
+    stale = False
+    for document in dict.fromkeys(table.document for table in measured.values()):
+        bodies = {
+            name: table.render(read_json(arguments.results / f"{table.results}.json"))
+            for name, table in measured.items()
+            if table.document == document
+        }
+        stale |= update(arguments.root / document, bodies, arguments.check)
+    if stale:
+        sys.exit("hint: python benchmarks/readme.py")
+
+
+def update(path: Path, tables: Mapping[str, str], check: bool) -> bool:
+    """Write one document, or with `check` only say whether it is out of date."""
+    if not path.is_file():
+        raise VitEdgeError(f"there is no {path}", hint=f"it wants blocks for the tables {', '.join(tables)}")
+    old = path.read_text("utf-8")
+    new = rewrite(old, tables, path.name)
     if old == new:
-        print(f"{arguments.readme}: up to date")
-    elif arguments.check:
-        sys.exit(f"error: {arguments.readme} is out of date\nhint: python benchmarks/readme.py")
+        print(f"{path}: up to date")
+    elif check:
+        print(f"error: {path} is out of date", file=sys.stderr)
     else:
-        write_file(arguments.readme, new)
-        print(f"{arguments.readme}: written")
+        write_file(path, new)
+        print(f"{path}: written")
+    return check and old != new
 
 
-def rewrite(text: str, tables: Mapping[str, str]) -> str:
+def rewrite(text: str, tables: Mapping[str, str], document: str = "README.md") -> str:
     """`text` with the block of each table filled in; a table without exactly one block is a VitEdgeError."""
     blocks = [match["name"] for match in BLOCK.finditer(text)]
     for name in tables:
         if blocks.count(name) != 1:
             hint = f"it wants one, of the lines <!-- table: {name} --> and <!-- /table -->"
-            raise VitEdgeError(f"the README has {blocks.count(name)} blocks for the table {name!r}", hint=hint)
+            raise VitEdgeError(f"{document} has {blocks.count(name)} blocks for the table {name!r}", hint=hint)
     return BLOCK.sub(lambda match: f"{match['name']}{match['mark']}{tables.get(match['name'], match['body'])}", text)
 
 
@@ -77,6 +116,89 @@ def bench_table(document: dict[str, Any]) -> str:
     where, first = document["environment"], document["rows"][0]
     machine = f"{where['machine']}, {where['cores']} cores ({where['int8']}), {where['date']}; OpenVINO {where['openvino']}"
     return f"{markdown([head, *rows])}\nBatch {first['batch']}, {first['images']} images. {machine}. `{where['command']}`\n"
+
+
+def quantizers(document: dict[str, Any]) -> str:
+    """The table of quantizers.py: FP32, and every quantizer that one may choose."""
+    columns = columns_of(document, {**QUALITY, **COST})
+    head = ["quantizer", "judged", *(head for head, _ in columns.values())]
+    rows = [quantizer_row(document, name, judged, columns) for name, judged in judgements(document, ("recipe", "peer"))]
+    skipped = [[name, f"skipped: {reason}", *[""] * len(columns)] for name, reason in unable(document).items()]
+    return f"{markdown([head, float_row(document, columns), *rows, *skipped])}\n{quantizers_caption(document)}\n"
+
+
+def quantizers_ablation(document: dict[str, Any]) -> str:
+    """The table of single steps: FP32, each recipe of the ablation, and what the drawing of the images changes."""
+    columns = columns_of(document, QUALITY)
+    head = ["recipe", "judged", *(head for head, _ in columns.values())]
+    rows = [quantizer_row(document, name, judged, columns) for name, judged in judgements(document, ("ablation",))]
+    draws = [draws_row(document, word, columns) for word in ("min", "median", "max")]
+    return f"{markdown([head, float_row(document, columns), *rows, *draws])}\n{quantizers_caption(document)}\n"
+
+
+def columns_of(document: dict[str, Any], columns: Columns) -> Columns:
+    """Those of the sections that were measured."""
+    return {(section, key): column for (section, key), column in columns.items() if section in document["sections"]}
+
+
+def judgements(document: dict[str, Any], groups: Sequence[str]) -> list[tuple[str, str]]:
+    """The (name, way of judging) of every row of `groups`, each once, in the order of the sections."""
+    rows = [row for section in document["sections"].values() for row in section["rows"]]
+    return list(dict.fromkeys((row["name"], row["judged"]) for row in rows if row["group"] in groups))
+
+
+def float_row(document: dict[str, Any], columns: Columns) -> list[str]:
+    """What the others are held against."""
+    values = dict.fromkeys(QUALITY) | {(name, "top1"): section["top1"] for name, section in document["sections"].items()}
+    return ["FP32", "torch", *figures(values, columns)]
+
+
+def quantizer_row(document: dict[str, Any], name: str, judged: str, columns: Columns) -> list[str]:
+    """One quantizer's cells, empty where it could not be run; those of our default are bold."""
+    rows = {
+        section: row
+        for section, part in document["sections"].items()
+        for row in part["rows"]
+        if (row["name"], row["judged"]) == (name, judged)
+    }
+    ours = any(row["group"] == "recipe" for row in rows.values())
+    values = {(section, key): value for section, row in rows.items() for key, value in row.items()}
+    cells = [f"vitedge {name}" if ours else name, judged, *figures(values, columns)]
+    return [f"**{cell}**" if cell else "" for cell in cells] if (name, judged) == ("int8", "exact") else cells
+
+
+def draws_row(document: dict[str, Any], word: str, columns: Columns) -> list[str]:
+    """The smallest, median or largest figures of one recipe over several drawings of calibration images."""
+    seeds = {name: section["seeds"] for name, section in document["sections"].items()}
+    values = {(name, key): spread[word] for name, found in seeds.items() for key, spread in found.items()}
+    return [f"int8, {word} of the draws", "exact", *figures(values, columns)]
+
+
+def figures(values: Mapping[tuple[str, str], float | None], columns: Columns) -> list[str]:
+    """The values of the columns as cells."""
+    return [cell(values[key], form) if key in values else "" for key, (_, form) in columns.items()]
+
+
+def unable(document: dict[str, Any]) -> dict[str, str]:
+    """Name and reason of every candidate that could be run nowhere."""
+    sections = document["sections"].values()
+    ran = {row["name"] for section in sections for row in section["rows"]}
+    return {name: why for section in sections for name, why in section["skipped"].items() if name not in ran}
+
+
+def quantizers_caption(document: dict[str, Any]) -> str:
+    """What was measured, on which images, where and with what."""
+    where, sections = document["environment"], document["sections"]
+    packages = ", ".join(f"{name} {version}" for name, version in document["versions"].items() if version)
+    images = "; ".join(
+        f"{SECTIONS[name]}: {part['judge_images']} images, calibrated on {part['calibration_images']}"
+        + (f", top-1 by a linear probe on FP32's features of {part['probe_images']}" if part["probe_images"] else "")
+        for name, part in sections.items()
+    )
+    return (
+        f"SQNR against FP32 on images that calibration never saw; exact: what the Q/DQ graph says, node by node. {images}. "
+        f"{where['machine']}, {where['cores']} cores, {where['date']}; {packages}. `{where['command']}`"
+    )
 
 
 def cell(value: float | None, form: str) -> str:
@@ -118,10 +240,12 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return f"{head}|{'|'.join(rule)}|\n{''.join(body)}"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "fashion_vit": bench_table,
-    "focus_vits14": bench_table,
-    "cpu_latency": cpu_latency,
+TABLES = {
+    "fashion_vit": Table("fashion_vit", bench_table),
+    "focus_vits14": Table("focus_vits14", bench_table),
+    "cpu_latency": Table("cpu_latency", cpu_latency),
+    "quantizers": Table("quantizers", quantizers),
+    "quantizers_ablation": Table("quantizers", quantizers_ablation, "docs/quantization.md"),
 }
 
 
