@@ -107,8 +107,8 @@ def section(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
     err.rule(subject.name)
     subject = replace(subject, calibration=arguments.calibration or subject.calibration)
     answers = reference(subject)
-    rows, skipped = [], {}
-    for candidate in chosen(arguments.only, skipped):
+    rows, skipped = [], missing_recipes(arguments.only)
+    for candidate in chosen(arguments.only):
         try:
             rows += candidate_rows(candidate, subject, answers)
         except VitEdgeError as error:
@@ -121,11 +121,15 @@ def section(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
     return {"model": subject.card.name, **images, **found}
 
 
-def chosen(patterns: Sequence[str], skipped: dict[str, str]) -> list[Candidate]:
-    """The candidates whose names fit one of `patterns`; recipes that do not exist go to `skipped`."""
-    skipped |= {name: "there is no such recipe" for name in OUR_RECIPES if name not in known_recipes() and fits(name, patterns)}
+def missing_recipes(patterns: Sequence[str]) -> dict[str, str]:
+    """Name and reason of each of OUR_RECIPES that was asked for and does not exist."""
+    return {name: "there is no such recipe" for name in OUR_RECIPES if fits(name, patterns) and name not in known_recipes()}
+
+
+def chosen(patterns: Sequence[str]) -> list[Candidate]:
+    """The candidates whose names fit one of `patterns`; none at all is a VitEdgeError."""
     found = [candidate for candidate in candidates() if fits(candidate.name, patterns)]
-    if not found and not skipped:
+    if not found:
         names = ", ".join(candidate.name for candidate in candidates())
         raise VitEdgeError(f"--only {shlex.join(patterns)} fits no candidate", hint=f"there are {names}")
     return found
