@@ -209,14 +209,20 @@ def calibrate(
     out.print(short_path(path), markup=False, soft_wrap=True)
 
 
-@app.command(epilog="Example: [bold]vitedge quantize engines/my-vit/fp32-0123456789ab.onnx --scales scales.json -o int8.onnx[/]")
+@app.command(
+    epilog="Example: [bold]vitedge quantize engines/my-vit/fp32-0123456789ab.onnx --scales scales.json --images photos[/]"
+)
 def quantize(
     onnx: Annotated[Path, typer.Argument(help="The float ONNX file that was calibrated.", show_default=False)],
     scales: Annotated[Path, typer.Option(help="The table of scales from `vitedge calibrate`.", show_default=False)],
+    images: Annotated[
+        Path | None, typer.Option(help="The calibration images, for a recipe that rounds weights by them, as int8 does.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the INT8 ONNX file.")] = None,
 ) -> None:
     """Put explicit symmetric INT8 Q/DQ around every Linear, with the scales of a table."""
     from vitedge import pipeline
+    from vitedge.images import list_images
 
     pipeline.require_compiler()
     from vitedge.compiler.calibrate import load_table
@@ -225,8 +231,11 @@ def quantize(
     table = load_table(scales)
     path = output or onnx.with_name(f"{onnx.stem}.{table.recipe.name}.onnx")
     _require_other(path, onnx, scales)
-    count = quantize_file(onnx, table, path)
-    err.print(f"[bold]quantize[/]   {count} Linears in INT8")
+    files = list_images(images) if images else []
+    with contextlib.closing(Terminal()) as terminal:
+        terminal.begin("quantize")
+        count = quantize_file(onnx, table, path, files, progress=lambda done, total: terminal.progress(done / total))
+        terminal.end("quantize", f"{count} Linears in INT8")
     out.print(short_path(path), markup=False, soft_wrap=True)
 
 

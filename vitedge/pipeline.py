@@ -148,7 +148,7 @@ def quantize_step(
         watcher.end("quantize", f"{short_path(path)}: nothing is INT8, floats are {recipe.float_type}")
     else:
         watcher.begin("quantize")
-        count = quantize(model, table, path)
+        count = quantize(model, table, path, files, progress=lambda done, total: watcher.progress(done / total))
         watcher.end("quantize", f"{short_path(path)}: {count} Linears in INT8")
     return path
 
@@ -160,7 +160,8 @@ def calibrate_step(
 
     notes: receives a sentence on each image that could not be read.
     """
-    from vitedge.compiler.calibrate import calibrate, images_sha256, load_table, save_table
+    from vitedge.compiler.activations import images_sha256
+    from vitedge.compiler.calibrate import calibrate, load_table, save_table
 
     with suppress(VitEdgeError):  # a table that is missing or damaged is made again
         table = load_table(path)

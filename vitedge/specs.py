@@ -25,7 +25,9 @@ T = TypeVar("T")
 Task = Literal["classify", "embed", "dense"]
 Resize = Literal["crop", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
-Method = Literal["max", "percentile", "none"]
+Method = Literal["max", "percentile", "mse", "entropy", "auto", "none"]
+Exponent = Literal["auto", "fixed", "none"]
+Rounding = Literal["gptq", "nearest"]
 FloatType = Literal["fp32", "bf16"]
 
 MAX_BATCH = 4096  # that exported graphs are declared for
@@ -103,7 +105,13 @@ class Recipe:
     """How a model is quantized. The defaults are the `int8` recipe; calibration/README.md explains each key.
 
     method: how the range of an activation is chosen; "none" quantizes nothing. percentile: of |x|, used by that method alone.
-    skip: shell patterns of Linear names left in floating point. float_type: what everything not quantized computes in;
+    smoothing: how the part of the spread between channels that moves from activations into weights is chosen: the `exponent`
+    of 0..1 that is given ("fixed"), or one for every tensor by the error of its Linears' outputs ("auto").
+    shift: also move the middle of each channel's range to 0.
+    rounding: of weights; "gptq" makes up for the error of each in those not yet rounded. bias_correction: take the mean error of
+    every Linear out of its bias. attention: quantize the two products of self-attention as well.
+    int4: shell patterns of Linear names whose weights get 4 bits. skip: patterns of those left in floating point.
+    float_type: what everything not quantized computes in;
     "auto" is bf16 (FP32's range, 8 bits of precision) where the device has it natively, else fp32.
     images: how many calibration images are read (at most). min_images: fewer than these is an error.
     """
@@ -112,9 +120,16 @@ class Recipe:
     method: Method = "max"
     percentile: float = 99.99
     per_channel: bool = True
+    smoothing: Exponent = "auto"
+    exponent: float = 0.7
+    shift: bool = True
+    rounding: Rounding = "gptq"
+    bias_correction: bool = True
+    attention: bool = False
+    int4: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     float_type: Literal["auto", "fp32", "bf16"] = "auto"
-    images: int = 256
+    images: int = 128
     min_images: int = 16
     seed: int = 0
 
@@ -123,18 +138,36 @@ class Recipe:
         _require_choices(self)
         _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
         _require(0 < self.percentile <= 100, f"percentile must be in (0, 100], not {self.percentile}")
+        _require(0 <= self.exponent <= 1, f"exponent must be in 0..1, not {self.exponent}")
         _require(0 < self.min_images <= self.images, f"min_images ({self.min_images}) must be in 1..images ({self.images})")
 
 
 @dataclass(frozen=True, slots=True)
+class Smoothing:
+    """How the channels of an activation are made alike before it is quantized: (x - shift) / scale, one of each a channel."""
+
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _require(len(self.scale) == len(self.shift), f"{len(self.scale)} scales, but {len(self.shift)} shifts")
+        _require(all(0 < s < math.inf for s in self.scale), "a smoothing scale must be a positive number")
+        _require(all(map(math.isfinite, self.shift)), "a smoothing shift must be a finite number")
+
+
+@dataclass(frozen=True, slots=True)
 class ScaleTable:
-    """The calibrated ranges: tensor name -> amax, the largest magnitude that INT8 will represent (scale = amax / 127)."""
+    """What calibration found: tensor name -> amax, the largest magnitude that INT8 will represent (scale = amax / 127).
+
+    smoothing: tensors of the float model that are smoothed first; the result is called NAME.smooth, and amax holds its range.
+    """
 
     recipe: Recipe
     model_sha256: str
     images_sha256: str
     images: int
     amax: dict[str, float]
+    smoothing: dict[str, Smoothing] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, amax in self.amax.items():

@@ -31,7 +31,15 @@ else:
 T = TypeVar("T")
 ABANDONED_S = 86_400  # a temporary file of this age belongs to nobody: no build takes a day
 TEMPLATE = Path(__file__).with_name("template")
-BUILTIN_RECIPES = {"int8": Recipe(), "bf16": Recipe(name="bf16", method="none", float_type="bf16")}
+BUILTIN_RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(),
+        Recipe(name="int8-fast", smoothing="fixed", rounding="nearest", bias_correction=False, images=32),
+        Recipe(name="int8-attention", attention=True),
+        Recipe(name="bf16", method="none", float_type="bf16"),
+    )
+}
 
 
 def find_root(start: Path | None = None) -> Path:

@@ -1,12 +1,14 @@
-"""Real images in, the activations of named tensors out, a few images at a time.
+"""Real images in, the activations of named tensors out, one image at a time.
 
-    model.onnx + images -> onnxruntime -> {tensor name: float32[batch, ...]} , batch after batch
+    model.onnx + images -> onnxruntime -> {tensor name: float32[1, ...]} , image after image
 
-Memory does not grow with the number of images. Knows nothing of what is made of the activations.
+Memory does not grow with the number of images. One at a time, because the last bits of a product depend on how many rows it
+has: so no statistic can depend on a batch size. Knows nothing of what is made of the activations.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,31 +21,43 @@ from vitedge.compiler.graph import model_card, prune
 from vitedge.errors import ModelError
 from vitedge.images import ImageFile, stream
 from vitedge.preprocess import input_dtype, input_shape, write_input
+from vitedge.workspace import sha256
 
-BATCH = 8
 Activations = dict[str, NDArray[np.float32]]
 
 
 def stream_activations(
     model: ModelProto, tensors: Sequence[str], files: Sequence[ImageFile], skipped: list[str]
-) -> Iterator[tuple[list[ImageFile], Activations]]:
-    """Yield each batch of images with its activations of `tensors`.
+) -> Iterator[tuple[ImageFile, Activations]]:
+    """Yield each image with its activations of `tensors`.
 
     Undecodable images are left out and listed in `skipped`. A NaN or an infinity is a ModelError that names the tensor
     and the image.
     """
     card = model_card(model)
     session = open_session(model, tensors) if tensors else None  # none: the images are read and counted all the same
-    rows = np.empty((BATCH, *input_shape(card)), input_dtype(card))
-    batch: list[ImageFile] = []
+    row = np.empty((1, *input_shape(card)), input_dtype(card))
     for file, image in stream(files, skipped):
-        write_input(image, card, rows[len(batch)])
-        batch.append(file)
-        if len(batch) == BATCH:
-            yield batch, _run(session, tensors, rows, batch)
-            batch = []
-    if batch:
-        yield batch, _run(session, tensors, rows[: len(batch)], batch)
+        write_input(image, card, row[0])
+        yield file, _run(session, tensors, row, file)
+
+
+def read_inputs(model: ModelProto, files: Sequence[ImageFile]) -> NDArray[Any]:
+    """The images of `files` that can be decoded, as a batch of the model's input."""
+    card = model_card(model)
+    images = [image for _, image in stream(files, [])]
+    rows = np.empty((len(images), *input_shape(card)), input_dtype(card))
+    for image, row in zip(images, rows, strict=True):
+        write_input(image, card, row)
+    return rows
+
+
+def images_sha256(files: Sequence[ImageFile]) -> str:
+    """One hash over the bytes of all files, in order."""
+    state = hashlib.sha256()
+    for file in files:
+        state.update((sha256(file.path) if file.path.is_file() else "unreadable").encode())
+    return state.hexdigest()
 
 
 def open_session(model: ModelProto, outputs: Sequence[str], *, optimize: bool = True) -> Any:
@@ -60,13 +74,12 @@ def open_session(model: ModelProto, outputs: Sequence[str], *, optimize: bool = 
     return onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _run(session: Any, tensors: Sequence[str], rows: NDArray[Any], batch: list[ImageFile]) -> Activations:
-    values = session.run(list(tensors), {session.get_inputs()[0].name: rows}) if tensors else []
+def _run(session: Any, tensors: Sequence[str], row: NDArray[Any], file: ImageFile) -> Activations:
+    values = session.run(list(tensors), {session.get_inputs()[0].name: row}) if tensors else []
     for name, array in zip(tensors, values, strict=True):
         if not np.isfinite(array).all():
-            worst = next(i for i, row in enumerate(array) if not np.isfinite(row).all())
             raise ModelError(
-                f"the activation {name!r} is NaN or infinite for {batch[worst].path}",
+                f"the activation {name!r} is NaN or infinite for {file.path}",
                 hint="the model overflows on this image; does it do so in torch as well?",
             )
     return dict(zip(tensors, values, strict=True))

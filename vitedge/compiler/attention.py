@@ -28,7 +28,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from vitedge.compiler.activations import open_session
 from vitedge.compiler.graph import attribute, consumers, producers, prune, put_constant, put_nodes, rewire
-from vitedge.compiler.quantize import quantize_activation
+from vitedge.compiler.qdq import quantize_activation
 from vitedge.errors import ModelError
 
 HEAD_SIZES = (16, 32, 64)  # these and MAX_TOKENS: TensorRT's guide, "Multi-Head Attention Fusion", for INT8

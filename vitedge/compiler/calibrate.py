@@ -1,6 +1,7 @@
 """Activations in, ranges out.
 
-    {tensor name: array}  ->  AbsMax or AbsHistogram per tensor  ->  ScaleTable
+    images -> float model   ->  Smoothing per tensor (choose.py)  ->  smoothed model
+    images -> smoothed model -> {tensor name: array}  ->  AbsMax or AbsHistogram per tensor  ->  ScaleTable
 
 Statistics are streamed: memory does not grow with the number of images. The collectors know nothing of torch, ONNX or
 any backend: whoever can name its activations can be calibrated.
@@ -9,64 +10,115 @@ any backend: whoever can name its activations can be calibrated.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 
-from vitedge.compiler.activations import stream_activations
+from vitedge.compiler.activations import Activations, images_sha256, read_inputs, stream_activations
+from vitedge.compiler.choose import Candidate, choose_smoothing, joined_weights, output_errors
 from vitedge.compiler.graph import load
-from vitedge.compiler.quantize import quantized_activations
+from vitedge.compiler.qdq import TINY
+from vitedge.compiler.quantize import prepare
+from vitedge.compiler.select import chosen_linears, quantized_activations
+from vitedge.compiler.smooth import prove
 from vitedge.errors import VitEdgeError
 from vitedge.images import ImageFile, sample
-from vitedge.specs import Recipe, ScaleTable, from_dict, to_dict
+from vitedge.specs import Method, Recipe, ScaleTable, Smoothing, from_dict, to_dict
 from vitedge.workspace import read_json, sha256, write_json
 
 BINS = 4096
+LEVELS = 128  # of |x|: 0 to 127
+PROVED = 4  # images that must come out of the smoothed model as out of the original
+AUTO: tuple[Method, ...] = ("max", "percentile", "mse", "entropy")  # what the method "auto" chooses from
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 
 class AbsMax:
     """The largest |x| seen."""
 
     def __init__(self) -> None:
-        self.amax = 0.0
+        self.maximum = 0.0
 
     def add(self, x: Float32) -> None:
         """Take in the values of `x`."""
-        self.amax = max(self.amax, float(x.max()), -float(x.min()))
+        self.maximum = max(self.maximum, float(x.max()), -float(x.min()))
+
+    def amax(self, method: str = "max", percentile: float = 100.0) -> float:
+        """The range; there is but one."""
+        return self.maximum
 
 
-class AbsHistogram:
+class AbsHistogram(AbsMax):
     """Counts of |x| in one pass over the data, whatever range it turns out to have."""
 
-    def __init__(self, percentile: float) -> None:
-        self.percentile = percentile
+    def __init__(self) -> None:
+        super().__init__()
         self.counts = np.zeros(BINS, np.int64)
         self.limit = 2.0**-24  # always a power of two, so doubling merges bins exactly
 
     def add(self, x: Float32) -> None:
         """Count the values of `x`, which must be finite, doubling the range until they fit."""
+        super().add(x)
         magnitudes = np.abs(x).ravel()
-        while float(magnitudes.max()) >= self.limit:  # not >, or a value on the limit would lie one bin lower than later on
+        while self.maximum >= self.limit:  # not >, or a value on the limit would lie one bin lower than later on
             self.counts = np.pad(self.counts.reshape(-1, 2).sum(axis=1), (0, BINS // 2))
             self.limit *= 2
         bins = (magnitudes * (BINS / self.limit)).astype(np.int32)
         self.counts += np.bincount(bins, minlength=BINS)
 
-    @property
-    def amax(self) -> float:
-        """The smallest bin edge that at least `percentile` percent of the values do not exceed."""
-        needed = self.percentile / 100 * self.counts.sum()
-        edge = int(np.searchsorted(np.cumsum(self.counts), needed - 1e-9)) + 1
-        return min(edge, BINS) * self.limit / BINS
+    def amax(self, method: str = "max", percentile: float = 100.0) -> float:
+        """The range by a method of Recipe, to a bin's width; `percentile` is for the method of that name."""
+        if method == "max":
+            return self.maximum
+        edges = {"percentile": lambda: self._percentile(percentile), "mse": self._mse, "entropy": self._entropy}
+        return min(edges[method]() * self.limit / BINS, self.maximum)
+
+    def _percentile(self, percentile: float) -> int:
+        """The first bin edge that at least `percentile` percent of the values do not exceed."""
+        needed = percentile / 100 * self.counts.sum()
+        return min(int(np.searchsorted(np.cumsum(self.counts), needed - 1e-9)) + 1, BINS)
+
+    def _mse(self) -> int:
+        """The bin edge at which rounding and clipping together change the values least, squared."""
+        middles, edges = np.arange(0.5, BINS), self._edges()
+        errors = [self._squared_error(middles, edge / (LEVELS - 1)) for edge in edges]
+        return int(edges[int(np.argmin(errors))])
+
+    def _squared_error(self, middles: Float64, step: float) -> float:
+        levels = np.minimum(np.rint(middles / step), LEVELS - 1)
+        return float((np.square(middles - levels * step) * self.counts).sum())
+
+    def _entropy(self) -> int:
+        """The bin edge at which the quantized distribution diverges least from the true one (Migacz, GTC 2017)."""
+        edges = self._edges()
+        return int(edges[int(np.argmin([self._divergence(edge) for edge in edges]))])
+
+    def _divergence(self, edge: int) -> float:
+        """Kullback-Leibler, of the counts clipped at a bin edge from the same spread evenly over each level's filled bins."""
+        inside = self.counts[:edge].astype(np.float64)
+        clipped = inside.copy()
+        clipped[-1] += self.counts[edge:].sum()
+        level = np.arange(edge) * LEVELS // edge
+        filled = np.bincount(level, inside > 0, LEVELS)
+        spread = np.where(inside > 0, (np.bincount(level, inside, LEVELS) / np.maximum(filled, 1))[level], 0)
+        p, q = clipped / max(clipped.sum(), 1), np.maximum(spread / max(spread.sum(), 1), 1e-12)
+        return float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum())
+
+    def _edges(self) -> NDArray[np.int64]:
+        """The bin edges worth trying, up to the last filled bin."""
+        last = int(np.flatnonzero(self.counts)[-1]) + 1 if self.counts.any() else 1
+        return np.unique(np.linspace(min(LEVELS, last), last, 97).astype(np.int64))
 
 
-def collector(recipe: Recipe) -> AbsMax | AbsHistogram:
-    """What finds the range of one activation by the recipe's method."""
-    return AbsMax() if recipe.method == "max" else AbsHistogram(recipe.percentile)
+def collector(recipe: Recipe) -> AbsMax:
+    """What the recipe's method finds the range of one activation by."""
+    return AbsMax() if recipe.method == "max" else AbsHistogram()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,32 +143,81 @@ def calibrate(
     if recipe.method == "none":
         hint = f"`vitedge make --recipe {recipe.name}` builds it without a calibration"
         raise VitEdgeError(f"the recipe {recipe.name!r} quantizes nothing, so there is nothing to calibrate", hint=hint)
-    model = load(model_path)
     chosen = sample(files, recipe.images, recipe.seed)
-    tensors = quantized_activations(model, recipe)
-    collectors = {name: collector(recipe) for name in tensors}
-    skipped: list[str] = []
-    done = 0
-    for batch, activations in stream_activations(model, tensors, chosen, skipped):
-        for name, array in activations.items():
-            collectors[name].add(array)
-        done += len(batch)
-        progress(done, len(chosen))
-    if done < recipe.min_images:
+    steps, total = itertools.count(1), len(chosen) * _passes(recipe)
+
+    def step() -> None:
+        progress(min(next(steps), total), total)
+
+    original, skipped = load(model_path), list[str]()
+    smoothing = dict[str, Smoothing]()
+    model = prepare(original, recipe, smoothing)
+    if recipe.smoothing != "none":
+        smoothing = choose_smoothing(model, chosen, recipe, step)
+        model = prepare(original, recipe, smoothing)
+        prove(original, model, read_inputs(model, chosen[:PROVED]))
+    ranges = _Ranges(quantized_activations(model, recipe), recipe)
+    for index, (_, activations) in enumerate(stream_activations(model, list(ranges.whole), chosen, skipped)):
+        ranges.add(index, activations)
+        step()
+    _require_enough(len(chosen) - len(skipped), recipe)
+    amax = {name: _round(value) for name, value in ranges.amax(model, chosen, step).items()}
+    done = len(chosen) - len(skipped)
+    return Calibration(ScaleTable(recipe, sha256(model_path), images_sha256(chosen), done, amax, smoothing), tuple(skipped))
+
+
+def _passes(recipe: Recipe) -> int:
+    """How often every image is run through the model."""
+    return 1 + {"none": 0, "fixed": 1, "auto": 2}[recipe.smoothing] + (recipe.method == "auto")
+
+
+def _require_enough(images: int, recipe: Recipe) -> None:
+    if images < recipe.min_images:
         raise VitEdgeError(
-            f"only {done} images can be read for calibration, but the recipe {recipe.name!r} wants at least {recipe.min_images}",
+            f"only {images} images can be read, but the recipe {recipe.name!r} calibrates on at least {recipe.min_images}",
             hint="give more images of the kind the model will see, or lower min_images in the recipe",
         )
-    amax = {name: _round(found.amax) for name, found in collectors.items()}
-    return Calibration(ScaleTable(recipe, sha256(model_path), images_sha256(chosen), done, amax), tuple(skipped))
 
 
-def images_sha256(files: Sequence[ImageFile]) -> str:
-    """One hash over the bytes of all files, in order."""
-    state = hashlib.sha256()
-    for file in files:
-        state.update((sha256(file.path) if file.path.is_file() else "unreadable").encode())
-    return state.hexdigest()
+class _Ranges:
+    """The collectors of every tensor: of all images and, where the method is chosen, of each half of them."""
+
+    def __init__(self, tensors: Sequence[str], recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.whole = {name: collector(recipe) for name in tensors}
+        halves = 2 if recipe.method == "auto" else 0
+        self.halves = [{name: collector(recipe) for name in tensors} for _ in range(halves)]
+
+    def add(self, index: int, activations: Activations) -> None:
+        """Take in the activations of image number `index`."""
+        for collectors in [self.whole, *self.halves[index % 2 :][:1]]:
+            for name, array in activations.items():
+                collectors[name].add(array)
+
+    def amax(self, model: ModelProto, files: Sequence[ImageFile], step: Callable[[], object]) -> dict[str, float]:
+        """The range of every tensor by the recipe's method."""
+        methods = dict.fromkeys(self.whole, self.recipe.method)
+        if self.recipe.method == "auto":
+            methods |= self._methods(model, files, step)
+        return {name: found.amax(methods[name], self.recipe.percentile) for name, found in self.whole.items()}
+
+    def _methods(self, model: ModelProto, files: Sequence[ImageFile], step: Callable[[], object]) -> dict[str, Method]:
+        """For each tensor the method that changes the outputs of its Linears least, judged on the other half of the images."""
+        readers = defaultdict[str, list[str]](list)
+        for linear in chosen_linears(model, self.recipe):
+            readers[linear.input].append(linear.name)
+        weights = {name: joined_weights(model, readers[name]) for name in self.whole if name in readers}
+        candidates = [
+            {name: [_clipped(half[name].amax(method, self.recipe.percentile)) for method in AUTO] for name in weights}
+            for half in reversed(self.halves)
+        ]
+        errors = output_errors(model, weights, candidates, files, step)
+        # what no Linear reads, an operand of attention, has no error to go by
+        return {name: AUTO[int(np.argmin(errors[name]))] if name in errors else "max" for name in self.whole}
+
+
+def _clipped(amax: float) -> Candidate:
+    return Candidate(np.ones(1), np.zeros(1), max(amax, TINY))
 
 
 def save_table(table: ScaleTable, path: Path) -> None:

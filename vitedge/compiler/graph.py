@@ -171,6 +171,68 @@ def linears(model: ModelProto) -> list[Linear]:
     return found
 
 
+def constant(model: ModelProto, name: str) -> Array | None:
+    """The initializer called `name`, or None."""
+    return next((numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == name), None)
+
+
+def linear_weight(model: ModelProto, linear: Linear) -> Array:
+    """The weight that a Linear reads now, as float32[inputs, outputs], whichever way it is stored."""
+    weight = constant(model, linear.node.input[1])
+    assert weight is not None  # or it would not have been found as a Linear
+    return weight if linear.axis == 1 else weight.T
+
+
+def linear_bias(model: ModelProto, linear: Linear) -> Array | None:
+    """The bias float32[outputs] of a Linear, in its Gemm or in the Add behind its MatMul; None where it has none."""
+    slot = _bias_slot(model, linear)
+    return None if slot is None else constant(model, slot[0].input[slot[1]])
+
+
+def linear_output(model: ModelProto, linear: Linear) -> str:
+    """The tensor that a Linear makes, its bias added."""
+    slot = _bias_slot(model, linear)
+    return str((linear.node if slot is None else slot[0]).output[0])
+
+
+def set_linear(model: ModelProto, linear: Linear, weight: Array | None = None, bias: Array | None = None) -> None:
+    """Give a Linear another weight, float[inputs, outputs], or bias, float[outputs]; where it had none, an Add brings it.
+
+    They get names of their own: an initializer may have several readers.
+    """
+    if weight is not None:
+        stored = weight if linear.axis == 1 else weight.T
+        linear.node.input[1] = put_constant(model, f"{linear.name}.weight.own", stored.astype(np.float32))
+    if bias is not None:
+        name = put_constant(model, f"{linear.name}.bias.own", bias.astype(np.float32))
+        slot = _bias_slot(model, linear)
+        if slot is None:
+            _add_bias(model, linear, name)
+        else:
+            slot[0].input[slot[1]] = name
+
+
+def _bias_slot(model: ModelProto, linear: Linear) -> tuple[NodeProto, int] | None:
+    """The node, and which of its inputs, that holds the bias of a Linear."""
+    vectors = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 1}
+    if linear.node.op_type == "Gemm" and len(linear.node.input) > 2:
+        whole = linear.node.input[2] in vectors and attribute(linear.node, "beta", 1.0) == 1
+        return (linear.node, 2) if whole else None
+    product = linear.node.output[0]
+    readers = [node for node in model.graph.node if product in node.input]
+    if len(readers) != 1 or readers[0].op_type != "Add" or product in {output.name for output in model.graph.output}:
+        return None
+    return next(((readers[0], index) for index, name in enumerate(readers[0].input) if name in vectors), None)
+
+
+def _add_bias(model: ModelProto, linear: Linear, bias: str) -> None:
+    """Put an Add of the constant `bias` behind a Linear; the sum takes the name over."""
+    output = str(linear.node.output[0])
+    linear.node.output[0] = f"{output}.product"
+    add = helper.make_node("Add", [f"{output}.product", bias], [output], name=f"{linear.name}/bias")
+    model.graph.node.insert(next(i for i, node in enumerate(model.graph.node) if node is linear.node) + 1, add)
+
+
 def metadata(model: ModelProto) -> dict[str, str]:
     """The key-value pairs that travel with the model."""
     return {entry.key: entry.value for entry in model.metadata_props}

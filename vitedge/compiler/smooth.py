@@ -1,0 +1,219 @@
+"""A float model and a Smoothing per activation in, the same function with activations that suit one INT8 scale out.
+
+    LayerNorm -> x -> Linears      the norm's gain and bias make (x - shift) / scale, the Linears undo it
+    V -> attention -> x -> proj    V's Linear makes it: the weights of a softmax sum to 1, so a shift passes through
+    GELU -> x -> Linear            a Mul and an Add make it, which fuse with the GELU
+
+The float function does not change but for rounding, which `prove` holds against real images. INT8 rounds in steps as large as
+the widest channel asks for; here wide channels lend of their range to their weights, which have a scale per output channel
+(SmoothQuant, Xiao et al. 2023), and lopsided ones are centered (Outlier Suppression+, Wei et al. 2023). What goes through a
+graph unharmed is found by sending channel numbers through it, so no family of models is known by name.
+
+A tensor keeps its name only where it keeps its meaning: the smoothed one is called NAME.smooth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, helper
+
+from vitedge.compiler import graph
+from vitedge.compiler.activations import open_session
+from vitedge.compiler.graph import (
+    Array,
+    Linear,
+    constant,
+    consumers,
+    linear_bias,
+    linear_output,
+    linear_weight,
+    linears,
+    producers,
+    put_constant,
+    put_nodes,
+    rename_tensor,
+    rewire,
+    set_linear,
+)
+from vitedge.errors import ModelError
+from vitedge.specs import Smoothing
+
+POINTWISE = ("Gelu", "Relu", "Mul", "Sigmoid", "Tanh", "Erf", "Elu", "HardSwish", "LeakyRelu")  # a Mul and Add fuse with these
+SUFFIX = ".smooth"
+EXACT_DB = 80.0  # SQNR of the rewritten model against the original; float32 rounding alone gives 100 to 130
+Channels = list[tuple[str, NDArray[np.int64]]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Site:
+    """An activation that can be smoothed.
+
+    tensor: its name. linears: all that read it. how: who makes (x - shift) / scale. sources: for "values", the name of each
+    Linear that makes the channels, and for each of its outputs which channel of the tensor it becomes, or -1.
+    """
+
+    tensor: str
+    linears: tuple[str, ...]
+    how: Literal["norm", "values", "pointwise"]
+    sources: tuple[tuple[str, NDArray[np.int64]], ...] = ()
+
+
+def sites(model: ModelProto) -> list[Site]:
+    """Every activation that can be smoothed, in execution order."""
+    makers, readers, known = producers(model), consumers(model), graph.constants(model).keys()
+    outputs = {output.name for output in model.graph.output}
+    by_input: dict[str, list[Linear]] = {}
+    for linear in linears(model):
+        by_input.setdefault(linear.input, []).append(linear)
+    values = _value_channels(model, [name for name in by_input if name in makers])
+    found = []
+    for tensor, reading in by_input.items():
+        maker, names = makers.get(tensor), tuple(linear.name for linear in reading)
+        alone = len(readers[tensor]) == len(reading) and tensor not in outputs
+        if maker is None:
+            continue
+        if maker.op_type == "LayerNormalization" and alone and maker.input[1] in known:
+            found.append(Site(tensor, names, "norm"))
+        elif tensor in values and alone:
+            found.append(Site(tensor, names, "values", tuple(values[tensor])))
+        elif maker.op_type in POINTWISE:
+            found.append(Site(tensor, names, "pointwise"))
+    return found
+
+
+def smooth(model: ModelProto, smoothing: Mapping[str, Smoothing]) -> None:
+    """Rewrite the model in place so that every tensor of `smoothing` arrives at its Linears as (x - shift) / scale.
+
+    A tensor that cannot be smoothed is a ModelError.
+    """
+    known = {site.tensor: site for site in sites(model)} if smoothing else {}
+    by_name = {linear.name: linear for linear in linears(model)}
+    for tensor, wanted in smoothing.items():
+        if tensor not in known:
+            raise ModelError(f"{tensor!r} cannot be smoothed in this model", hint="calibrate again")
+        scale, shift = np.array(wanted.scale), np.array(wanted.shift)
+        site = known[tensor]
+        {"norm": _into_norm, "values": _into_values, "pointwise": _into_pointwise}[site.how](model, site, by_name, scale, shift)
+        for name in site.linears:
+            _undo(model, by_name[name], scale, shift)
+    graph.prune(model)
+
+
+def prove(original: ModelProto, rewritten: ModelProto, feed: Array) -> None:
+    """Run both models on the same input and hold them together; a rewrite that changed the function is a ModelError.
+
+    feed: a batch as the model takes it, of real images.
+    """
+    answers = []
+    for model in (original, rewritten):
+        outputs = [output.name for output in model.graph.output]
+        answers.append(open_session(model, outputs, optimize=False).run(outputs, {model.graph.input[0].name: feed}))
+    for name, before, after in zip((o.name for o in original.graph.output), *answers, strict=True):
+        noise, signal = float(np.square(after - before, dtype=np.float64).sum()), float(np.square(before, dtype=np.float64).sum())
+        if not noise <= signal * 10 ** (-EXACT_DB / 10):
+            raise ModelError(
+                f"smoothing changes the output {name!r} of this model, which it must not",
+                hint='set smoothing = "none" in the recipe, and please report the model',
+            )
+
+
+def _into_norm(
+    model: ModelProto, site: Site, by_name: dict[str, Linear], scale: NDArray[np.float64], shift: NDArray[np.float64]
+) -> None:
+    """Let a LayerNormalization's own gain and bias do it."""
+    norm = producers(model)[site.tensor]
+    gain = constant(model, norm.input[1])
+    bias = constant(model, norm.input[2]) if len(norm.input) > 2 and norm.input[2] else np.float32(0)
+    assert gain is not None and bias is not None
+    del norm.input[1:]
+    norm.input.append(put_constant(model, f"{site.tensor}{SUFFIX}.gain", (gain / scale).astype(np.float32)))
+    norm.input.append(put_constant(model, f"{site.tensor}{SUFFIX}.bias", ((bias - shift) / scale).astype(np.float32)))
+    rename_tensor(model, site.tensor, f"{site.tensor}{SUFFIX}", norm)
+
+
+def _into_values(
+    model: ModelProto, site: Site, by_name: dict[str, Linear], scale: NDArray[np.float64], shift: NDArray[np.float64]
+) -> None:
+    """Let the Linears that make V do it, wherever in their outputs the channels of V lie."""
+    for name, channels in site.sources:
+        linear, ours = by_name[name], channels >= 0
+        divisor, offset = np.where(ours, scale[channels], 1.0), np.where(ours, shift[channels], 0.0)
+        bias = linear_bias(model, linear)
+        set_linear(model, linear, linear_weight(model, linear) / divisor, ((0.0 if bias is None else bias) - offset) / divisor)
+        output = linear_output(model, linear)
+        if not output.endswith(SUFFIX):
+            rename_tensor(model, output, f"{output}{SUFFIX}", producers(model)[output])
+    rename_tensor(model, site.tensor, f"{site.tensor}{SUFFIX}", producers(model)[site.tensor])
+
+
+def _into_pointwise(
+    model: ModelProto, site: Site, by_name: dict[str, Linear], scale: NDArray[np.float64], shift: NDArray[np.float64]
+) -> None:
+    """Put a Mul and an Add behind the activation function, for its Linears alone."""
+    new = f"{site.tensor}{SUFFIX}"
+    factor = put_constant(model, f"{new}.factor", (1 / scale).astype(np.float32))
+    offset = put_constant(model, f"{new}.offset", (-shift / scale).astype(np.float32))
+    nodes = [helper.make_node("Mul", [site.tensor, factor], [f"{new}.scaled"], name=f"{new}/Mul")]
+    nodes.append(helper.make_node("Add", [f"{new}.scaled", offset], [new], name=f"{new}/Add"))
+    readers = [by_name[name].node for name in site.linears]
+    put_nodes(model, nodes, before=readers[0])
+    rewire(model, site.tensor, new, readers)
+
+
+def _undo(model: ModelProto, linear: Linear, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
+    """x W + b = ((x - shift) / scale) (scale W) + (b + shift W)."""
+    weight, bias = linear_weight(model, linear), linear_bias(model, linear)
+    moved = shift @ weight
+    set_linear(model, linear, weight * scale[:, None], (moved if bias is None else moved + bias) if shift.any() else None)
+
+
+def _value_channels(model: ModelProto, tensors: list[str]) -> dict[str, Channels]:
+    """For each of `tensors` whose channels are means over tokens of outputs of Linears: which outputs of which.
+
+    Every output of every Linear is made a number of its own, whatever the input, and the graph run: a mean of equal numbers
+    is that number, so what arrives says where it came from. The numbers are negative: no activation function passes those.
+    """
+    probe = ModelProto()
+    probe.CopyFrom(model)
+    numbered, total = [], 0
+    for linear in linears(probe):
+        weight = linear_weight(probe, linear)
+        numbers = -1.0 - total - np.arange(weight.shape[1])
+        set_linear(probe, linear, np.zeros_like(weight), numbers)
+        numbered.append((linear.name, total, weight.shape[1]))
+        total += weight.shape[1]
+    answers = _run_blank(probe, tensors)
+    found = {}
+    for tensor in tensors:
+        rows = answers[tensor].reshape(-1, answers[tensor].shape[-1])
+        numbers = np.rint(-rows[0] - 1).astype(np.int64)
+        if np.abs(rows + 1 + numbers).max() < 0.25 and numbers.min() >= 0 and len(set(numbers)) == len(numbers):
+            found[tensor] = _sources(numbers, numbered)
+    return found
+
+
+def _sources(numbers: NDArray[np.int64], numbered: list[tuple[str, int, int]]) -> Channels:
+    """Which channel of a tensor each output of a Linear becomes, given the outputs' numbers by channel."""
+    found = []
+    for name, first, count in numbered:
+        channels = np.full(count, -1, np.int64)
+        ours = (numbers >= first) & (numbers < first + count)
+        channels[numbers[ours] - first] = np.flatnonzero(ours)
+        if ours.any():
+            found.append((name, channels))
+    return found
+
+
+def _run_blank(model: ModelProto, tensors: list[str]) -> dict[str, NDArray[Any]]:
+    """The values of `tensors` for one blank input."""
+    if not tensors:
+        return {}
+    session = open_session(model, tensors, optimize=False)
+    entry = session.get_inputs()[0]
+    dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
+    return dict(zip(tensors, session.run(tensors, {entry.name: np.zeros((1, *entry.shape[1:]), dtype)}), strict=True))
