@@ -111,6 +111,7 @@ class Recipe:
     rounding: of weights; "gptq" makes up for the error of each in those not yet rounded. bias_correction: take the mean error of
     every Linear out of its bias. attention: quantize the two products of self-attention as well.
     int4: shell patterns of Linear names whose weights get 4 bits. skip: patterns of those left in floating point.
+    min_sqnr_db: as many more stay in floating point, the costliest first, as the outputs need for this SQNR; 0 for no bound.
     float_type: what everything not quantized computes in;
     "auto" is bf16 (FP32's range, 8 bits of precision) where the device has it natively, else fp32.
     images: how many calibration images are read (at most). min_images: fewer than these is an error.
@@ -128,6 +129,7 @@ class Recipe:
     attention: bool = False
     int4: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    min_sqnr_db: float = 0.0
     float_type: Literal["auto", "fp32", "bf16"] = "auto"
     images: int = 128
     min_images: int = 16
@@ -139,6 +141,7 @@ class Recipe:
         _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
         _require(0 < self.percentile <= 100, f"percentile must be in (0, 100], not {self.percentile}")
         _require(0 <= self.exponent <= 1, f"exponent must be in 0..1, not {self.exponent}")
+        _require(0 <= self.min_sqnr_db < math.inf, f"min_sqnr_db must be a number of dB from 0 on, not {self.min_sqnr_db}")
         _require(0 < self.min_images <= self.images, f"min_images ({self.min_images}) must be in 1..images ({self.images})")
 
 

@@ -69,6 +69,7 @@ def open_session(model: ModelProto, outputs: Sequence[str], *, optimize: bool = 
     prune(probe)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # a Q/DQ rounds where it stands, and weights only once
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])

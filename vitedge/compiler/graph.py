@@ -60,6 +60,13 @@ def save(model: ModelProto, path: Path) -> None:
     write_file(path, model.SerializeToString())
 
 
+def copy_of(model: ModelProto) -> ModelProto:
+    """Another model of the same content."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
 def check_finite(model: ModelProto, where: str) -> None:
     """Raise a ModelError that names the first weight tensor with a NaN or an infinity in it."""
     for name, array in constants(model).items():
@@ -185,13 +192,13 @@ def linear_weight(model: ModelProto, linear: Linear) -> Array:
 
 def linear_bias(model: ModelProto, linear: Linear) -> Array | None:
     """The bias float32[outputs] of a Linear, in its Gemm or in the Add behind its MatMul; None where it has none."""
-    slot = _bias_slot(model, linear)
+    slot = bias_slot(model, linear)
     return None if slot is None else constant(model, slot[0].input[slot[1]])
 
 
 def linear_output(model: ModelProto, linear: Linear) -> str:
     """The tensor that a Linear makes, its bias added."""
-    slot = _bias_slot(model, linear)
+    slot = bias_slot(model, linear)
     return str((linear.node if slot is None else slot[0]).output[0])
 
 
@@ -205,14 +212,14 @@ def set_linear(model: ModelProto, linear: Linear, weight: Array | None = None, b
         linear.node.input[1] = put_constant(model, f"{linear.name}.weight.own", stored.astype(np.float32))
     if bias is not None:
         name = put_constant(model, f"{linear.name}.bias.own", bias.astype(np.float32))
-        slot = _bias_slot(model, linear)
+        slot = bias_slot(model, linear)
         if slot is None:
             _add_bias(model, linear, name)
         else:
             slot[0].input[slot[1]] = name
 
 
-def _bias_slot(model: ModelProto, linear: Linear) -> tuple[NodeProto, int] | None:
+def bias_slot(model: ModelProto, linear: Linear) -> tuple[NodeProto, int] | None:
     """The node, and which of its inputs, that holds the bias of a Linear."""
     vectors = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 1}
     if linear.node.op_type == "Gemm" and len(linear.node.input) > 2:

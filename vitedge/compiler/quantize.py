@@ -18,6 +18,7 @@ from vitedge.compiler import graph
 from vitedge.compiler.activations import images_sha256
 from vitedge.compiler.attention import attentions, quantize_attention, scale_queries
 from vitedge.compiler.qdq import quantize_activation, quantize_weight
+from vitedge.compiler.sensitivity import bounded, costs_path, recipe_of
 from vitedge.compiler.select import chosen_linears, integer_tensors, quantized_activations
 from vitedge.compiler.smooth import smooth
 from vitedge.compiler.weights import needs_images, round_weights
@@ -39,29 +40,33 @@ def quantize(
 ) -> int:
     """Write the INT8 form of the float model to `path`; returns how many Linears were quantized.
 
-    files: where the calibration images were drawn from, for a recipe that looks at them again (see weights.py).
+    files: where the calibration images were drawn from, for a recipe that looks at them again (see weights.py), or that
+    bounds the error: costs of Linears are then kept beside `path`, so that what is interrupted goes on (see sensitivity.py).
     progress: called with (images done, images in all, over all passes).
     A table that was calibrated on another model or on other images, or that lacks a tensor, is a ModelError.
     """
     recipe = table.recipe
     if table.model_sha256 != sha256(model_path):
         raise ModelError(f"these scales were calibrated on another model than {model_path}", hint="calibrate again")
-    drawn = _calibration_images(table, files) if needs_images(recipe) else []
-    model = prepare(graph.load(model_path), recipe, table.smoothing)
+    drawn = _calibration_images(table, files) if needs_images(recipe) or recipe.min_sqnr_db else []
+    prepared = prepare(graph.load(model_path), recipe, table.smoothing)
+    model = graph.copy_of(prepared) if recipe.min_sqnr_db else prepared
     count = quantize_linears(model, table, drawn, progress)
     if recipe.attention:
         quantize_attention(model, table.amax)
     if recipe.int4:
         model.opset_import[0].version = max(model.opset_import[0].version, INT4_OPSET)
     graph.set_metadata(model, card=graph.model_card(model), variant=recipe.name, recipe=recipe)
+    if recipe.min_sqnr_db:
+        model = bounded(model, prepared, drawn, costs_path(path), progress)
+        count -= len(recipe_of(model).skip) - len(recipe.skip)
     graph.save(model, path)
     return count
 
 
 def prepare(original: ModelProto, recipe: Recipe, smoothing: Mapping[str, Smoothing]) -> ModelProto:
     """A copy of the float model after the exact rewrites that come before quantizing."""
-    model = ModelProto()
-    model.CopyFrom(original)
+    model = graph.copy_of(original)
     if recipe.attention:
         scale_queries(model, attentions(model))
     smooth(model, smoothing)
