@@ -139,7 +139,13 @@ def make(
         typer.Option(help="A recipe to build; may be repeated. \\[default: int8]", autocompletion=complete_recipe),
     ] = None,
     target: TargetName = "cpu",
-    max_drop: Annotated[float | None, typer.Option(help="Fail if an engine loses more points of top-1 (or agreement).")] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Points of top-1 (or agreement) that INT8 may lose: the costliest Linears stay in float; else fail."),
+    ] = None,
+    min_sqnr: Annotated[
+        float | None, typer.Option(help="The same for the output's SQNR in dB, of a model without classes.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="How long each engine is timed.")] = 3.0,
     tolerance: Tolerance = 1e-4,
     json_file: Json = None,
@@ -148,7 +154,8 @@ def make(
     from vitedge import pipeline
 
     source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
-    job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, seconds)
+    bound = pipeline.Bound(max_drop, min_sqnr)
+    job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, seconds, bound)
     with contextlib.closing(Terminal()) as terminal:
         result = pipeline.make(job, terminal)
     _print_rows(result.rows, result.notes, json_file)
@@ -159,8 +166,7 @@ def make(
         f"[dim]next:   vitedge run {escape(short_path(result.engines[-1]))} --source {escape(str(judge or images))}[/]",
         soft_wrap=True,
     )
-    if max_drop is not None:
-        pipeline.check_drop(result.rows, max_drop)
+    pipeline.check_bound(result.rows, bound)
 
 
 @app.command(epilog="Example: [bold]vitedge export hf:facebook/dinov2-small --images photos[/]")
@@ -309,6 +315,36 @@ def bench(
     if report:
         write_report(report, rows, environment())
         out.print(f"report: {report}", markup=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Example: [bold]vitedge sensitivity engines/my-vit/fp32-0123456789ab.onnx --images photos --plot layers.html[/]"
+)
+def sensitivity(
+    onnx: Annotated[Path, typer.Argument(help="A float ONNX file from `vitedge export`.", show_default=False)],
+    images: Images,
+    recipe: RecipeName = "int8",
+    limit: Annotated[int, typer.Option(min=1, help="How many calibration images to measure on.")] = 16,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it: a self-contained HTML file.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Find which Linears cost accuracy, and what leaving the costliest in floating point gives."""
+    from vitedge import pipeline
+    from vitedge.bench import layers
+    from vitedge.images import list_images
+
+    if plot:
+        layers.require_html(plot)
+    with contextlib.closing(Terminal()) as terminal:
+        analysis = pipeline.sensitivity_step(onnx, list_images(images), load_recipe(recipe), find_root(), limit, terminal)
+    out.print(layers.cost_table(analysis))
+    out.print()
+    out.print(layers.frontier_table(analysis))
+    if json_file:
+        write_json(json_file, to_dict(analysis))
+    if plot:
+        layers.write_page(plot, analysis)
+        out.print(f"plot: {short_path(plot)}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -10,27 +10,42 @@ is told to a Watcher.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import itertools
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vitedge import __version__
 from vitedge.backends import load_backend
-from vitedge.backends.build import is_whole, prepare_build, read_source, run_build
-from vitedge.bench.accuracy import bench_rows
+from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source, run_build
+from vitedge.bench.accuracy import Accuracy, Recording, bench_rows, judge
 from vitedge.bench.environment import environment
 from vitedge.bench.report import write_report
 from vitedge.errors import MissingPackageError, VitEdgeError
 from vitedge.images import ImageFile, list_images, sample, stream
-from vitedge.runtime.engine import open_engine
+from vitedge.runtime.engine import Engine, open_engine
 from vitedge.specs import TOLERANCE, BenchRow, Recipe, ScaleTable, Target, to_dict
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
 
+if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+    from onnx import ModelProto
+
+    from vitedge.compiler.sensitivity import Cost, Point
+
 CODE_AND_WEIGHTS = (".py", ".pth", ".pt", ".bin", ".safetensors", ".npz")
+SEARCH_IMAGES = 2000  # that candidates are judged on at most, where labels or answers are counted
+SQNR_IMAGES = 64  # and where the outputs are compared, which tells more per image
+REFERENCE = Target(name="reference", backend="onnxruntime")  # what candidates run on
+MISSED = "name the layers to leave in floating point under `skip` in a recipe"
 COMPARED = 4  # real images on which the export is compared with torch, besides random ones
 
 
@@ -61,11 +76,26 @@ class ModelSource:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Bound:
+    """What an engine may lose against FP32; None: anything.
+
+    max_drop: points of top-1, or of agreement where there are no labels. min_sqnr_db: of the output.
+    """
+
+    max_drop: float | None = None
+    min_sqnr_db: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.max_drop is not None or self.min_sqnr_db is not None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Job:
     """What `make` is asked for.
 
     images: calibration images. judge: labelled or other images to measure accuracy on; the calibration images if None.
     recipes: one INT8 (or other) engine each, beside the FP32 one. seconds: how long each engine is timed.
+    bound: where an INT8 engine misses it, its costliest Linears stay in float; whether it holds at last, `check_bound` says.
     """
 
     model: ModelSource
@@ -75,6 +105,7 @@ class Job:
     recipes: tuple[str, ...] = ("int8",)
     target: str = "cpu"
     seconds: float = 3.0
+    bound: Bound = Bound()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,10 +129,20 @@ def make(job: Job, watcher: Watcher) -> Result:
 
     model = export_step(job.model, files, engines, watcher)
     notes: list[str] = []
-    graphs = [model, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
+    quantized = [model, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
+    key = _bound_key(judged, job.bound)
+    graphs = [_bounded_before(graph, key, watcher) for graph in quantized]
     folders = [build_step(graph, target, engines, watcher) for graph in graphs]
     batches = sorted({target.batch[0], target.batch[1]})
     rows = bench_step(folders, judged, batches, job.seconds, notes=notes, watcher=watcher)
+    search = Search(model, folders[0], files, judged, job.bound, key, job.root)
+    changed = dict[int, Path]()
+    for index in _missing(rows[: len(graphs)], job.bound):
+        if graphs[index] == quantized[index]:
+            changed |= _bound_or_note(search, index, quantized[index], watcher, notes)
+    if changed:
+        folders = [build_step(changed[i], target, engines, watcher) if i in changed else f for i, f in enumerate(folders)]
+        rows = bench_step(folders, judged, batches, job.seconds, notes=notes, watcher=watcher)
     if judged is files:
         notes.append("accuracy was measured on the calibration images, which flatters it: give others with --judge")
     report = model.parent / "report.html"
@@ -137,7 +178,7 @@ def quantize_step(
     require_compiler()
     from vitedge.compiler.quantize import leave_float, quantize
 
-    scales = root / "calibration" / "scales" / f"{read_source(model).card.name}.{recipe.name}.json"
+    scales = _scales_path(model, recipe, root)
     table = None if recipe.method == "none" else calibrate_step(model, files, recipe, scales, watcher, notes)
     key = content_key(__version__, sha256(model), to_dict(table or recipe))
     path = model.with_name(f"{recipe.name}-{key}.onnx")
@@ -149,7 +190,9 @@ def quantize_step(
     else:
         watcher.begin("quantize")
         count = quantize(model, table, path, files, progress=lambda done, total: watcher.progress(done / total))
-        watcher.end("quantize", f"{short_path(path)}: {count} Linears in INT8")
+        freed = (read_source(path).recipe or recipe).skip[len(recipe.skip) :]
+        kept = f", {', '.join(freed)} in float for {recipe.min_sqnr_db:g} dB" if freed else ""
+        watcher.end("quantize", f"{short_path(path)}: {count} Linears in INT8{kept}")
     return path
 
 
@@ -165,6 +208,8 @@ def calibrate_step(
 
     with suppress(VitEdgeError):  # a table that is missing or damaged is made again
         table = load_table(path)
+        if dataclasses.replace(table.recipe, min_sqnr_db=recipe.min_sqnr_db) == recipe:  # a bound changes no range
+            table = dataclasses.replace(table, recipe=recipe)
         current = (recipe, sha256(model), images_sha256(sample(files, recipe.images, recipe.seed)))
         if (table.recipe, table.model_sha256, table.images_sha256) == current:
             watcher.end("calibrate", f"{short_path(path)} is fresh")
@@ -211,23 +256,235 @@ def bench_step(
     return rows
 
 
+def check_bound(rows: Sequence[BenchRow], bound: Bound) -> None:
+    """Raise a VitEdgeError if an engine loses more than `bound` allows against the first."""
+    if bound.max_drop is not None:
+        check_drop(rows, bound.max_drop)
+    for row in rows[1:] if bound.min_sqnr_db is not None else ():
+        if miss := _miss(rows[0], row, Bound(min_sqnr_db=bound.min_sqnr_db)):
+            raise VitEdgeError(f"{row.variant} {miss}", hint=MISSED)
+
+
 def check_drop(rows: Sequence[BenchRow], max_drop: float) -> None:
     """Raise a VitEdgeError if an engine loses more than `max_drop` points of top-1 against the first.
 
     Where there are no labels, it is points of agreement with the first.
     """
     for row in rows[1:]:
-        if row.top1 is not None and rows[0].top1 is not None:
-            drop, what = rows[0].top1 - row.top1, "top-1"
-        elif row.agreement is not None:
-            drop, what = 100 - row.agreement, "agreement with FP32"
-        else:
-            raise VitEdgeError("there is no accuracy to hold against --max-drop", hint="it needs a classifier")
-        if not drop <= max_drop:  # a limit that is NaN allows nothing
-            raise VitEdgeError(
-                f"{row.variant} loses {drop:.2f} points of {what}, more than the {max_drop:g} that --max-drop allows",
-                hint="name the layers to leave in floating point under `skip` in a recipe",
-            )
+        if miss := _miss(rows[0], row, Bound(max_drop)):
+            raise VitEdgeError(f"{row.variant} {miss}", hint=MISSED)
+
+
+def _miss(reference: BenchRow | Accuracy, row: BenchRow | Accuracy, bound: Bound) -> str:
+    """How `row` misses the bound, as the rest of a sentence; "" where it holds."""
+    if bound.max_drop is not None:
+        drop, what = _drop(reference, row)
+        if not drop <= bound.max_drop:  # a limit that is NaN allows nothing
+            return f"loses {drop:.2f} points of {what}, more than the {bound.max_drop:g} that --max-drop allows"
+    if bound.min_sqnr_db is not None and not (row.sqnr_db or 0.0) >= bound.min_sqnr_db:
+        return f"has an SQNR of {row.sqnr_db or 0.0:.1f} dB, less than the {bound.min_sqnr_db:g} that --min-sqnr asks for"
+    return ""
+
+
+def _drop(reference: BenchRow | Accuracy, row: BenchRow | Accuracy) -> tuple[float, str]:
+    """The points that `row` loses, and of what."""
+    if row.top1 is not None and reference.top1 is not None:
+        return reference.top1 - row.top1, "top-1"
+    if row.agreement is None:
+        raise VitEdgeError("there is no accuracy to hold against --max-drop", hint="it needs a classifier; --min-sqnr does not")
+    return 100 - row.agreement, "agreement with FP32"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Search:
+    """What candidates are made from and held against.
+
+    model: the float graph. reference: its engine. files: calibration images. judged: the images that the bound is about.
+    key: of bound and images, for the name of what is found.
+    """
+
+    model: Path
+    reference: Path
+    files: Sequence[ImageFile]
+    judged: Sequence[ImageFile]
+    bound: Bound
+    key: str
+    root: Path
+
+
+def bound_step(search: Search, graph: Path, watcher: Watcher) -> Path:
+    """The INT8 file `graph` with the fewest of its costliest Linears in float under which the bound was measured to hold.
+
+    Candidates run on ONNX Runtime, over at most SEARCH_IMAGES images. A VitEdgeError where no choice of Linears holds.
+    """
+    from vitedge.compiler import sensitivity as compiler
+    from vitedge.compiler.graph import save
+
+    recipe = read_source(graph).recipe or Recipe()
+    int8, prepared = _pair(search.model, graph, recipe, search.root)
+    every = frozenset(linear.name for linear in compiler.quantized(int8, prepared))
+    watcher.begin("bound")
+    with _candidates(search, int8, prepared) as judged:
+
+        def holds(names: frozenset[str]) -> bool:
+            return not _miss(*judged(names), search.bound)
+
+        if not holds(every):  # said before minutes are spent on the costs
+            raise compiler.impossible(len(every))
+        rows, path = _rows(prepared, search.files, recipe, compiler.COST_IMAGES), compiler.costs_path(graph)
+        costs = compiler.sensitivity(int8, prepared, rows, path, lambda done, total: watcher.progress(done / total))
+        points = compiler.frontier(costs)
+        wanted_db = points[0].predicted_db + _more_db(*judged(frozenset()), search.bound)
+        freed = compiler.meet(points, holds, wanted_db)
+    result = _bounded_path(graph, search.key)
+    save(compiler.leave_out(int8, prepared, compiler.names_of(points, freed)), result)
+    watcher.end("bound", f"{short_path(result)}: {_told(points[: freed + 1])}")
+    return result
+
+
+@contextmanager
+def _candidates(
+    search: Search, int8: ModelProto, prepared: ModelProto
+) -> Iterator[Callable[[frozenset[str]], tuple[Accuracy, Accuracy]]]:
+    """A function that judges the reference and the graph in which some Linears are free, each choice of them once."""
+    from vitedge.compiler.graph import save
+    from vitedge.compiler.sensitivity import leave_out
+
+    files = _search_images(search.judged, search.bound)
+    with tempfile.TemporaryDirectory() as folder, open_engine(search.reference) as engine:
+        recording, path = Recording(engine), Path(folder) / "candidate.onnx"
+        reference = Engine(engine.path, engine.manifest, recording)
+
+        @functools.cache
+        def judged(names: frozenset[str]) -> tuple[Accuracy, Accuracy]:
+            save(leave_out(int8, prepared, names, fp32=True), path)
+            recording.rewind()
+            with open_engine(build_engine(path, REFERENCE, Path(folder))) as candidate:
+                first, second = judge([reference, candidate], files)
+            return first, second
+
+        yield judged
+
+
+def _told(points: Sequence[Point]) -> str:
+    """Which Linears are free, and what that costs."""
+    names = [point.name for point in points[1:]]
+    some = ", ".join([*names[:6], *["..."][: len(names) > 6]])
+    what = f"{len(names)} Linear{'' if len(names) == 1 else 's'} in float ({some})" if names else "no Linear in float"
+    return f"{what}, a modelled {points[-1].latency:.2f} of the latency of all Linears in INT8"
+
+
+def _bound_or_note(search: Search, index: int, graph: Path, watcher: Watcher, notes: list[str]) -> dict[int, Path]:
+    """{index: what `bound_step` gives}; where nothing meets the bound nothing and a note, since all else is worth seeing."""
+    recipe = read_source(graph).recipe
+    if recipe is None or recipe.method == "none":
+        return {}
+    try:
+        return {index: bound_step(search, graph, watcher)}
+    except VitEdgeError as error:
+        watcher.end("bound", "no choice of Linears meets it")
+        notes.append(f"{recipe.name}: {error}")
+        return {}
+
+
+def _missing(rows: Sequence[BenchRow], bound: Bound) -> list[int]:
+    """Which rows miss the bound; none where there is nothing to hold against it, which `check_bound` says later."""
+    with suppress(VitEdgeError):
+        return [index for index, row in enumerate(rows) if index and _miss(rows[0], row, bound)]
+    return []
+
+
+def _bounded_before(graph: Path, key: str, watcher: Watcher) -> Path:
+    """The file that an earlier search made of `graph`, or else `graph`."""
+    if key and _is_readable(path := _bounded_path(graph, key)):
+        watcher.end("bound", f"{short_path(path)} is fresh")
+        return path
+    return graph
+
+
+def _bounded_path(graph: Path, key: str) -> Path:
+    return graph.with_name(f"{graph.stem.rpartition('-')[0]}-{content_key(__version__, sha256(graph), key)}.onnx")
+
+
+def _bound_key(judged: Sequence[ImageFile], bound: Bound) -> str:
+    """Changes with the bound and with the images that it is held on; "" without a bound."""
+    if not bound:
+        return ""
+    from vitedge.compiler.activations import images_sha256
+
+    return content_key(dataclasses.astuple(bound), images_sha256(_search_images(judged, bound)))
+
+
+def _pair(model: Path, graph: Path, recipe: Recipe, root: Path) -> tuple[ModelProto, ModelProto]:
+    """The INT8 graph, and the prepared float graph that it was made from."""
+    from vitedge.compiler.calibrate import load_table
+    from vitedge.compiler.graph import load
+    from vitedge.compiler.quantize import prepare
+
+    smoothing = load_table(_scales_path(model, recipe, root)).smoothing
+    return load(graph), prepare(load(model), recipe, smoothing)
+
+
+def _rows(prepared: ModelProto, files: Sequence[ImageFile], recipe: Recipe, limit: int) -> NDArray[Any]:
+    """The first `limit` calibration images as the model takes them."""
+    from vitedge.compiler.activations import read_inputs
+
+    return read_inputs(prepared, sample(files, limit, recipe.seed))
+
+
+def _scales_path(model: Path, recipe: Recipe, root: Path) -> Path:
+    return root / "calibration" / "scales" / f"{read_source(model).card.name}.{recipe.name}.json"
+
+
+def _search_images(files: Sequence[ImageFile], bound: Bound) -> list[ImageFile]:
+    """The judge images that candidates are measured on."""
+    return sample(files, SQNR_IMAGES if bound.max_drop is None else SEARCH_IMAGES, 0)
+
+
+def _more_db(reference: Accuracy, int8: Accuracy, bound: Bound) -> float:
+    """How much more SQNR than that of `int8` will do, as a guess: the answers that change are as many as noise is high."""
+    wanted = [0.0]
+    if bound.max_drop is not None:
+        drop = max(_drop(reference, int8)[0], 0.0)
+        wanted.append(20 * math.log10(drop / bound.max_drop) if bound.max_drop > 0 and drop else 0.0)
+    if bound.min_sqnr_db is not None:
+        wanted.append(bound.min_sqnr_db - (int8.sqnr_db or 0.0))
+    return max(wanted)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Analysis:
+    """What quantizing costs by Linear. measured: SQNR in dB with the first k Linears of `points` freed, for some k."""
+
+    model: str
+    variant: str
+    images: int
+    costs: tuple[Cost, ...]
+    points: tuple[Point, ...]
+    measured: dict[int, float]
+
+
+def sensitivity_step(
+    model: Path, files: Sequence[ImageFile], recipe: Recipe, root: Path, limit: int, watcher: Watcher
+) -> Analysis:
+    """Calibrate and quantize where that is not fresh, then measure what each quantized Linear costs on `limit` images."""
+    require_compiler()
+    from vitedge.compiler import sensitivity as compiler
+
+    if recipe.method == "none":
+        raise VitEdgeError(f"the recipe {recipe.name!r} quantizes nothing, so no Linear costs anything")
+    graph = quantize_step(model, files, dataclasses.replace(recipe, min_sqnr_db=0.0), root, watcher)
+    int8, prepared = _pair(model, graph, recipe, root)
+    rows = _rows(prepared, files, recipe, limit)
+    watcher.begin("costs")
+    costs = compiler.sensitivity(
+        int8, prepared, rows, compiler.costs_path(graph), lambda done, total: watcher.progress(done / total)
+    )
+    points, of = compiler.frontier(costs), compiler.Judge(prepared, rows)
+    some = sorted({k for k in (0, 1, 2, 4, 8, 16, 32, 64, 128) if k < len(points)} | {len(points) - 1})
+    measured = {k: of.sqnr_db(compiler.free(int8, prepared, compiler.names_of(points, k))) for k in some}
+    watcher.end("costs", f"{short_path(compiler.costs_path(graph))}: {len(costs.costs)} Linears on {len(rows)} images")
+    return Analysis(read_source(graph).card.name, recipe.name, len(rows), costs.costs, tuple(points), measured)
 
 
 def _source_key(source: ModelSource) -> str:

@@ -119,6 +119,32 @@ def judge(
     return [tally.accuracy() for tally in tallies]
 
 
+class Recording:
+    """A Session that runs an engine once and then answers from memory: a reference for one candidate after another.
+
+    Whoever calls `judge` again with it must `rewind` first, and give the same files.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.input = engine.input
+        self._engine, self._position = engine, 0
+        self._answers: list[NDArray[np.float32]] = []
+
+    def run(self, count: int) -> NDArray[np.float32]:
+        """The engine's answer to what was in `input` at this call of the first time."""
+        if self._position == len(self._answers):
+            self._answers.append(self._engine.run(count).copy())
+        self._position += 1
+        return self._answers[self._position - 1]
+
+    def rewind(self) -> None:
+        """Begin again with the first answer."""
+        self._position = 0
+
+    def close(self) -> None:
+        """The engine belongs to whoever opened it."""
+
+
 def match_labels(folders: Sequence[str], card: ModelCard) -> dict[str, int]:
     """The class index of each folder name that has one.
 

@@ -20,7 +20,7 @@ GLYPH, LINE = 9.2, 21.0  # a label's character and line in those units, as large
 
 
 @dataclass(frozen=True, slots=True)
-class _Axis:
+class Axis:
     """Maps values from `low` to `high` to units from `start` to `end`; ticks at round values."""
 
     low: float
@@ -93,7 +93,7 @@ def plot(rows: Sequence[BenchRow], names: Mapping[BenchRow, str]) -> str:
     """
     scale = _scale(rows)
     rows = [row for row in rows if row in scale.heights]
-    x = _axis(0, max(row.p90_ms for row in rows) * 1.12, FRAME.left, FRAME.right)
+    x = axis(0, max(row.p90_ms for row in rows) * 1.12, FRAME.left, FRAME.right)
     y = _vertical_axis(list(scale.heights.values()))
     variants = list(dict.fromkeys(row.variant for row in rows))
     points = [
@@ -143,19 +143,19 @@ def _short(name: str) -> str:
     return name if len(name) <= 24 else name[:23] + "…"
 
 
-def _axis(low: float, high: float, start: float, end: float) -> _Axis:
+def axis(low: float, high: float, start: float, end: float) -> Axis:
     rough = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(rough))
-    return _Axis(low, high, start, end, next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999))
+    return Axis(low, high, start, end, next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999))
 
 
-def _vertical_axis(values: list[float]) -> _Axis:
+def _vertical_axis(values: list[float]) -> Axis:
     """Room around the values; two points or dB at least, so that noise does not look like a difference."""
     middle, spread = (min(values) + max(values)) / 2, max(max(values) - min(values), 2.0)
-    return _axis(middle - 0.75 * spread, middle + 0.75 * spread, FRAME.bottom, FRAME.top)
+    return axis(middle - 0.75 * spread, middle + 0.75 * spread, FRAME.bottom, FRAME.top)
 
 
-def _marks(points: Sequence[_Point], x: _Axis) -> str:
+def _marks(points: Sequence[_Point], x: Axis) -> str:
     """Points, spreads and labels; a label goes where it hides nothing, or the least."""
     taken = [_Box(p.x - 8, p.y - 8, max(p.x + 8, x.at(p.row.p90_ms)), p.y + 8) for p in points]
     marks = []

@@ -18,8 +18,8 @@ from vitedge.compiler import graph
 from vitedge.compiler.activations import images_sha256
 from vitedge.compiler.attention import attentions, quantize_attention, scale_queries
 from vitedge.compiler.qdq import quantize_activation, quantize_weight
-from vitedge.compiler.sensitivity import bounded, costs_path, recipe_of
 from vitedge.compiler.select import chosen_linears, integer_tensors, quantized_activations
+from vitedge.compiler.sensitivity import bounded, costs_path, recipe_of
 from vitedge.compiler.smooth import smooth
 from vitedge.compiler.weights import needs_images, round_weights
 from vitedge.errors import ModelError

@@ -136,12 +136,15 @@ def free(int8: ModelProto, prepared: ModelProto, names: Collection[str]) -> Mode
     return model
 
 
-def leave_out(int8: ModelProto, prepared: ModelProto, names: Collection[str]) -> ModelProto:
-    """What `free` gives, with `names` added to `skip` of the recipe in its metadata: what a manifest will tell."""
+def leave_out(int8: ModelProto, prepared: ModelProto, names: Collection[str], *, fp32: bool = False) -> ModelProto:
+    """What `free` gives, with `names` added to `skip` of the recipe in its metadata: what a manifest will tell.
+
+    fp32: ask for floats in FP32, whatever the recipe says.
+    """
     model = free(int8, prepared, names)
     recipe = recipe_of(int8)
     freed = [linear.name for linear in quantized(int8, prepared) if linear.name in names]
-    changed = dataclasses.replace(recipe, skip=(*recipe.skip, *freed))
+    changed = dataclasses.replace(recipe, skip=(*recipe.skip, *freed), float_type="fp32" if fp32 else recipe.float_type)
     set_metadata(model, card=model_card(model), variant=recipe.name, recipe=changed)
     return model
 
@@ -231,9 +234,7 @@ def costs_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.costs.json")
 
 
-def bounded(
-    int8: ModelProto, prepared: ModelProto, files: Sequence[ImageFile], path: Path, progress: Progress
-) -> ModelProto:
+def bounded(int8: ModelProto, prepared: ModelProto, files: Sequence[ImageFile], path: Path, progress: Progress) -> ModelProto:
     """The INT8 graph with as few Linears in float as `min_sqnr_db` of its recipe asks for on some of the images `files`.
 
     path: keeps the costs, as in `sensitivity`. It is a VitEdgeError if the bound cannot be met.
