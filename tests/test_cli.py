@@ -26,7 +26,7 @@ from vitedge.runtime.overlay import open_recorder
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
-COMMANDS = ("make", "export", "calibrate", "quantize", "build", "run", "bench", "doctor", "init", "models")
+COMMANDS = ("make", "export", "calibrate", "quantize", "build", "run", "bench", "sensitivity", "doctor", "init", "models")
 VITEDGE = "import sys; from vitedge.cli import main; sys.argv[0] = 'vitedge'; main()"
 TINY = '''
 import torch
@@ -173,6 +173,44 @@ def test_a_missed_bound_exits_1_after_the_table(workspace: Path, vitedge: Vitedg
     assert re.search(r"^int8 ", said.out, re.MULTILINE) and "report: engines" in said.out
     assert "error: int8 loses" in said.err and "that --max-drop allows" in said.err and "hint:" in said.err
     assert vitedge(*MAKE, "--max-drop", "101").code == 0
+
+
+def test_sensitivity_prints_the_layers_and_draws_them(
+    workspace: Path, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(workspace, tmp_path / "copy"))
+    graph = next(Path("engines/tiny").glob("fp32-*.onnx"))
+    command = ("sensitivity", graph, "--images", "photos", "--limit", 4, "--json", "costs.json", "--plot", "new/layers.html")
+    said = vitedge(*command)
+    assert said.code == 0, said
+    assert all(re.search(rf"^{name} +[\d.]+ +[\d.]+ +[\d.]+$", said.out, re.MULTILINE) for name in ("patches", "up", "head"))
+    assert "predicted dB" in said.out and "modelled" in said.out and "plot: new/layers.html" in said.out
+    content = json.loads(Path("costs.json").read_text())
+    assert {cost["name"] for cost in content["costs"]} == {"patches", "up", "down", "head"} and content["images"] == 4
+    assert list(content["measured"]) == ["0", "1", "2", "4"] and content["measured"]["4"] > 100
+    page = Path("new/layers.html").read_text()
+    assert page.count("<svg") == 2 and "<script" not in page and "patches" in page
+    assert "calibrate" in said.err and said.err.count("is fresh") == 2  # make has been here before
+    assert vitedge("sensitivity", graph, "--images", "photos", "--plot", "x.pdf").err.startswith("error: cannot draw x.pdf")
+    assert vitedge("sensitivity", graph, "--images", "photos", "--recipe", "bf16").code == 1
+
+
+def test_a_bound_on_the_output_frees_layers(
+    workspace: Path, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(workspace, tmp_path / "copy"))
+    Path("calibration/recipes/int8.toml").write_text("float_type = 'fp32'\n")
+    assert vitedge(*MAKE, "--json", "before.json").code == 0
+    before = json.loads(Path("before.json").read_text())["rows"][1]["sqnr_db"]
+    said = vitedge(*MAKE, "--min-sqnr", before + 3, "--json", "after.json")
+    assert said.code == 0, said.err
+    assert json.loads(Path("after.json").read_text())["rows"][1]["sqnr_db"] >= before + 3
+    assert re.search(r"^bound +.* in float \(.*a modelled", said.err, re.MULTILINE)
+    again = vitedge(*MAKE, "--min-sqnr", before + 3)
+    assert again.code == 0 and re.search(r"^bound .* is fresh$", again.err, re.MULTILINE)
+    said = vitedge(*MAKE, "--min-sqnr", 1000)
+    assert said.code == 1 and said.err.count("error: int8 has an SQNR of") == 1
+    assert "note: int8: the bound on accuracy is missed even with all 4 Linears in floating point" in said.err
 
 
 def test_several_recipes_and_judge_images_are_measured_side_by_side(

@@ -318,7 +318,7 @@ def bench(
 
 
 @app.command(
-    epilog="Example: [bold]vitedge sensitivity engines/my-vit/fp32-0123456789ab.onnx --images photos --plot layers.html[/]"
+    epilog="Example: [bold]vitedge sensitivity engines/my-vit/fp32-0123456789ab.onnx --images photos --plot x.html[/]"
 )
 def sensitivity(
     onnx: Annotated[Path, typer.Argument(help="A float ONNX file from `vitedge export`.", show_default=False)],

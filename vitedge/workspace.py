@@ -37,6 +37,7 @@ BUILTIN_RECIPES = {
         Recipe(),
         Recipe(name="int8-fast", smoothing="fixed", rounding="nearest", bias_correction=False, images=32),
         Recipe(name="int8-attention", attention=True),
+        Recipe(name="int8-mixed", min_sqnr_db=35.0),
         Recipe(name="bf16", method="none", float_type="bf16"),
     )
 }
