@@ -13,7 +13,7 @@ from tests.engines import CHECKPOINT, FASHION, IMAGES, MODEL, Made, Silent, run_
 from vitedge import pipeline
 from vitedge.errors import VitEdgeError
 from vitedge.images import list_images
-from vitedge.pipeline import Job, ModelSource, check_drop
+from vitedge.pipeline import Bound, Job, ModelSource, check_bound, check_drop
 from vitedge.runtime.engine import open_engine, read_manifest
 from vitedge.specs import BenchRow, Recipe, Target
 
@@ -197,3 +197,79 @@ except MissingPackageError as error:
     print(error, error.hint)
 """
     assert run_python(code).stdout == f"the package {package!r} is not installed pip install 'vitedge[compile]'\n"
+
+
+BAD = "blocks.1.mlp.0"
+SPOILT = f'''
+from examples.fashion_mnist.model import vit as original
+
+def vit():
+    """The same function, with one channel behind a LayerNorm 3000 times as large, and its Linear making up for it."""
+    module, card = original()
+    block = module.blocks[1]
+    load = module.load_state_dict
+    def load_state_dict(*arguments, **options):
+        result = load(*arguments, **options)
+        block.norm2.weight.data[5] *= 3000
+        block.norm2.bias.data[5] *= 3000
+        block.mlp[0].weight.data[:, 5] /= 3000
+        return result
+    module.load_state_dict = load_state_dict
+    return module, card
+'''
+
+
+@pytest.fixture
+def spoilt(copy: Path) -> Job:
+    """A job for a model that one Linear makes useless in INT8 by a recipe that smooths nothing."""
+    (copy / "model.py").write_text(SPOILT)
+    (copy / "bare.toml").write_text("smoothing = 'none'\nrounding = 'nearest'\nbias_correction = false\nfloat_type = 'fp32'\n")
+    source = ModelSource(f"{copy}/model.py:vit", CHECKPOINT)
+    return Job(source, copy / "images", copy, recipes=("bare.toml",), seconds=0)
+
+
+def test_a_bound_on_the_drop_frees_the_layer_that_breaks_it(spoilt: Job) -> None:
+    broken = pipeline.make(spoilt, Silent())
+    with pytest.raises(VitEdgeError, match="bare loses"):
+        check_drop(broken.rows, 3)
+    job = dataclasses.replace(spoilt, bound=Bound(max_drop=3))
+    mended = pipeline.make(job, watcher := Silent())
+    check_bound(mended.rows, job.bound)
+    recipe = read_manifest(mended.engines[1]).recipe
+    assert recipe is not None and recipe.name == "bare" and BAD in recipe.skip and len(recipe.skip) < 6
+    assert mended.engines[0] == broken.engines[0] and mended.engines[1] != broken.engines[1]
+    (line,) = [line for line in watcher.lines if line.startswith("bound: ")]
+    assert BAD in line and "modelled" in line
+    again = pipeline.make(job, watcher := Silent())
+    assert again.engines == mended.engines
+    assert [is_fresh for _, is_fresh in fresh(watcher)] == [True] * (len(watcher.lines) - 1) + [False]
+
+
+def test_a_bound_that_nothing_meets_is_a_note_and_then_an_error(spoilt: Job) -> None:
+    job = dataclasses.replace(spoilt, bound=Bound(max_drop=-101))
+    result = pipeline.make(job, watcher := Silent())
+    assert [note for note in result.notes if "missed even with all 18 Linears" in note]
+    assert "bound: no choice of Linears meets it" in watcher.lines
+    with pytest.raises(VitEdgeError, match="bare loses .* more than the -101"):
+        check_bound(result.rows, job.bound)
+
+
+def test_a_model_of_numbers_is_held_by_its_sqnr() -> None:
+    rows = [row("fp32", None), dataclasses.replace(row("int8", None), sqnr_db=20.0)]
+    check_bound(rows, Bound(min_sqnr_db=20))
+    check_bound(rows, Bound())
+    with pytest.raises(VitEdgeError, match=r"int8 has an SQNR of 20.0 dB, less than the 21 that --min-sqnr asks for"):
+        check_bound(rows, Bound(min_sqnr_db=21))
+    with pytest.raises(VitEdgeError, match="no accuracy to hold against --max-drop"):
+        check_bound(rows, Bound(1, 10))
+
+
+def test_the_bound_of_a_recipe_leaves_its_scales_fresh(copy: Path) -> None:
+    model, files = next((copy / "engines" / "fashion-vit").glob("fp32-*.onnx")), list_images(copy / "images")
+    mixed = Recipe(name="mixed", rounding="nearest", smoothing="fixed", min_sqnr_db=30.0)
+    pipeline.quantize_step(model, files, mixed, copy, Silent())
+    analysis = pipeline.sensitivity_step(model, files, mixed, copy, 4, watcher := Silent())
+    assert fresh(watcher)[0] == ("calibrate", True) and analysis.images == 4 and len(analysis.costs) == 18
+    assert analysis.measured[18] > 100 > analysis.measured[0]
+    pipeline.quantize_step(model, files, mixed, copy, watcher := Silent())
+    assert fresh(watcher) == [("calibrate", True), ("quantize", True)]
