@@ -199,20 +199,19 @@ except MissingPackageError as error:
     assert run_python(code).stdout == f"the package {package!r} is not installed pip install 'vitedge[compile]'\n"
 
 
-BAD = "blocks.1.mlp.0"
+BAD = "head"
 SPOILT = f'''
 from examples.fashion_mnist.model import vit as original
 
 def vit():
     """The same function, with one channel behind a LayerNorm 3000 times as large, and its Linear making up for it."""
     module, card = original()
-    block = module.blocks[1]
     load = module.load_state_dict
     def load_state_dict(*arguments, **options):
         result = load(*arguments, **options)
-        block.norm2.weight.data[5] *= 3000
-        block.norm2.bias.data[5] *= 3000
-        block.mlp[0].weight.data[:, 5] /= 3000
+        module.norm.weight.data[5] *= 3000
+        module.norm.bias.data[5] *= 3000
+        module.head.weight.data[:, 5] /= 3000
         return result
     module.load_state_dict = load_state_dict
     return module, card

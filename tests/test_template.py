@@ -23,7 +23,8 @@ ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
 
 def test_the_template_holds_both_folders_with_their_readmes_and_defaults() -> None:
     names = {path.as_posix() for path in FILES}
-    assert names == {"calibration/README.md", "calibration/recipes/int8.toml", "engines/README.md", "engines/targets/cpu.toml"}
+    recipes = {f"calibration/recipes/{name}.toml" for name in ("int8", "int8-fast", "int8-attention", "int8-mixed")}
+    assert names == {"calibration/README.md", "engines/README.md", "engines/targets/cpu.toml"} | recipes
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
