@@ -200,7 +200,7 @@ except MissingPackageError as error:
 
 
 BAD = "head"
-SPOILT = f'''
+SPOILT = '''
 from examples.fashion_mnist.model import vit as original
 
 def vit():
@@ -249,7 +249,7 @@ def test_a_bound_that_nothing_meets_is_a_note_and_then_an_error(spoilt: Job) -> 
     result = pipeline.make(job, watcher := Silent())
     assert [note for note in result.notes if "missed even with all 18 Linears" in note]
     assert "bound: no choice of Linears meets it" in watcher.lines
-    with pytest.raises(VitEdgeError, match="bare loses .* more than the -101"):
+    with pytest.raises(VitEdgeError, match=r"bare loses .* more than the -101"):
         check_bound(result.rows, job.bound)
 
 

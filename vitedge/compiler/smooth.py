@@ -178,23 +178,38 @@ def _value_channels(model: ModelProto, tensors: list[str]) -> dict[str, Channels
     Every output of every Linear is made a number of its own, whatever the input, and the graph run: a mean of equal numbers
     is that number, so what arrives says where it came from. The numbers are negative: no activation function passes those.
     """
-    probe = ModelProto()
-    probe.CopyFrom(model)
-    numbered, total = [], 0
-    for linear in linears(probe):
-        weight = linear_weight(probe, linear)
-        numbers = -1.0 - total - np.arange(weight.shape[1])
-        set_linear(probe, linear, np.zeros_like(weight), numbers)
-        numbered.append((linear.name, total, weight.shape[1]))
-        total += weight.shape[1]
-    answers = _run_blank(probe, tensors)
+    sizes = [(linear.name, linear_weight(model, linear).shape[1]) for linear in linears(model)]
+    total = sum(size for _, size in sizes)
+    # Sums of numbers are numbers too, of other outputs: twice the same outputs they are only by an unlikely accident.
+    orders = np.arange(total), np.random.default_rng(0).permutation(total)
+    answers = [_run_blank(_numbered(model, order), tensors) for order in orders]
+    firsts = np.cumsum([0, *(size for _, size in sizes)])
+    numbered = [(name, int(first), size) for (name, size), first in zip(sizes, firsts, strict=False)]
     found = {}
     for tensor in tensors:
-        rows = answers[tensor].reshape(-1, answers[tensor].shape[-1])
-        numbers = np.rint(-rows[0] - 1).astype(np.int64)
-        if np.abs(rows + 1 + numbers).max() < 0.25 and numbers.min() >= 0 and len(set(numbers)) == len(numbers):
-            found[tensor] = _sources(numbers, numbered)
+        decoded = [_decoded(answer[tensor], order) for answer, order in zip(answers, orders, strict=True)]
+        if decoded[0] is not None and decoded[1] is not None and np.array_equal(decoded[0], decoded[1]):
+            found[tensor] = _sources(decoded[0], numbered)
     return found
+
+
+def _numbered(model: ModelProto, order: NDArray[np.int64]) -> ModelProto:
+    """The model with output i of all outputs of its Linears always -1 - order[i]."""
+    probe, first = graph.copy_of(model), 0
+    for linear in linears(probe):
+        weight = linear_weight(probe, linear)
+        numbers = -1.0 - order[first : first + weight.shape[1]]
+        set_linear(probe, linear, np.zeros_like(weight), numbers)
+        first += weight.shape[1]
+    return probe
+
+
+def _decoded(answer: NDArray[Any], order: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Which output each channel of a tensor holds in all its rows; None where it holds something else."""
+    rows = answer.reshape(-1, answer.shape[-1])
+    numbers = np.rint(-rows[0] - 1).astype(np.int64)
+    exact = np.abs(rows + 1 + numbers).max() < 0.25 and numbers.min() >= 0 and numbers.max() < len(order)
+    return np.argsort(order)[numbers] if exact and len(set(numbers)) == len(numbers) else None
 
 
 def _sources(numbers: NDArray[np.int64], numbered: list[tuple[str, int, int]]) -> Channels:
