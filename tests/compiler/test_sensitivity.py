@@ -126,7 +126,8 @@ def test_a_cost_is_what_one_linear_alone_does(pair: Pair, tmp_path: Path) -> Non
     found = sensitivity(pair.int8, pair.prepared, pair.rows, tmp_path / "costs.json")
     assert [cost.name for cost in found.costs] == pair.names and found.rest < 1e-12
     macs = {cost.name: cost.macs for cost in found.costs}
-    assert (
+    assert macs["blocks.0.attention.q"] == (TOKENS + 1) * WIDTH * WIDTH
+    assert macs["blocks.0.fc1"] == (TOKENS + 1) * WIDTH * 2 * WIDTH
         macs["blocks.0.attention.q"] == (TOKENS + 1) * WIDTH * WIDTH and macs["blocks.0.fc1"] == (TOKENS + 1) * WIDTH * 2 * WIDTH
     )
     assert macs["head"] == WIDTH * 5
@@ -197,7 +198,7 @@ def test_the_smallest_number_that_holds_is_found_wherever_the_search_begins(coun
 
 
 def test_a_bound_that_nothing_meets_is_one_sentence() -> None:
-    with pytest.raises(VitEdgeError, match="missed even with all 3 Linears in floating point$") as caught:
+    with pytest.raises(VitEdgeError, match=r"missed even with all 3 Linears in floating point$") as caught:
         meet(points_of(3), lambda names: False, 20)
     assert caught.value.hint
 
