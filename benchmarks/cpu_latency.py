@@ -382,7 +382,8 @@ def vitedge_graph(subject: Subject, recipe_name: str | None) -> Path:
         if recipe.method == "none":
             leave_float(float_graph, recipe, path)
         else:
-            quantize(float_graph, calibrate(float_graph, subject.calibration, recipe).table, path)
+            table = calibrate(float_graph, subject.calibration, recipe).table
+            quantize(float_graph, table, path, subject.calibration)
 
     return kept(folder / f"{recipe_name}.onnx", write)
 
