@@ -18,6 +18,7 @@ from vitedge.specs import Recipe, Target
 from vitedge.workspace import (
     content_key,
     find_engine,
+    find_graph,
     find_root,
     init_workspace,
     load_recipe,
@@ -82,6 +83,23 @@ def test_an_engine_is_found_by_model_and_variant_and_is_the_newest(root: Path) -
     with pytest.raises(VitEdgeError, match=r"there is no engine vit/bf16") as caught:
         find_engine(Path("vit/bf16"))
     assert caught.value.hint == "there are vit/fp32, vit/int8, vit/int8-percentile"
+
+
+def test_an_onnx_file_is_found_by_model_and_variant_and_is_the_newest(root: Path) -> None:
+    with pytest.raises(VitEdgeError, match=r"there is no ONNX file vit/int8.onnx") as caught:
+        find_graph(Path("vit/int8.onnx"))
+    assert caught.value.hint == "`vitedge make` and `vitedge export` make them"
+    (root / "engines" / "vit").mkdir(parents=True)
+    for age, name in enumerate(["int8-aaa.onnx", "int8-bbb.onnx", "int8-percentile-ccc.onnx", ".int8-ddd.1.partial.onnx"]):
+        path = root / "engines" / "vit" / name
+        path.touch()
+        os.utime(path, (1000 + age, 1000 + age))
+    assert find_graph(Path("vit/int8.onnx")) == root / "engines" / "vit" / "int8-bbb.onnx"
+    assert find_graph(Path("vit/int8-percentile.onnx")).name == "int8-percentile-ccc.onnx"
+    assert find_graph(path) == path and find_graph(Path("int8.onnx")) == Path("int8.onnx")
+    with pytest.raises(VitEdgeError, match=r"there is no ONNX file vit/fp32.onnx") as caught:
+        find_graph(Path("vit/fp32.onnx"))
+    assert caught.value.hint == "there are vit/int8-percentile.onnx, vit/int8.onnx"
 
 
 # Recipes and targets
