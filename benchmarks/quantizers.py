@@ -30,7 +30,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks import cpu_latency, peers
-from benchmarks.cpu_latency import ROOT, err, float_onnx, float_openvino, kept, rounded, versions
+from benchmarks.cpu_latency import PLAIN, ROOT, err, float_onnx, float_openvino, kept, rounded, versions
 from benchmarks.judge import judge
 from benchmarks.peers import Inputs, Quantizer, run_alone
 from benchmarks.subjects import CACHE, SUBJECTS, Reference, Subject, reference, scores
@@ -43,8 +43,6 @@ from vitedge.specs import Recipe, to_dict
 from vitedge.workspace import content_key, known_recipes, load_recipe, read_json, sha256, staged, write_json
 
 OUR_RECIPES = ("int8", "int8-fast", "int8-attention")
-# the largest magnitude seen and round to nearest: what everyone can do
-PLAIN = Recipe(name="plain", smoothing="none", rounding="nearest", bias_correction=False)
 ABLATION = {  # label -> recipe: first step by step from PLAIN to int8, then away from int8
     "smoothing": replace(PLAIN, smoothing="fixed", shift=False),
     "smoothing, shift": replace(PLAIN, smoothing="fixed"),
