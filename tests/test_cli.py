@@ -86,7 +86,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder in which a user has typed `vitedge init`, put a model and 40 images, and typed `vitedge make`."""
     folder = tmp_path_factory.mktemp("a user's [new] folder")
     done = run_python(VITEDGE, "init", folder=folder)
-    assert (done.returncode, done.stdout.count("wrote ")) == (0, 4), done
+    assert (done.returncode, done.stdout.count("wrote ")) == (0, 6), done
     (folder / "model.py").write_text(TINY)
     random = np.random.default_rng(0)
     for index in range(40):
@@ -199,7 +199,7 @@ def test_paths_are_printed_as_they_are_whatever_stands_in_them(
     assert said.code == 0 and Path(said.out.strip()).is_dir(), said
     assert str(said.out.strip()) in said.err
     said = vitedge("init", folder)
-    assert all(Path(line[7:]).is_file() for line in said.out.splitlines()) and len(said.out.splitlines()) == 4
+    assert all(Path(line[7:]).is_file() for line in said.out.splitlines()) and len(said.out.splitlines()) == 6
     said = vitedge("run", folder / "none", "--source", folder)
     assert f"error: {folder / 'none'} is not an engine" in said.err
 
@@ -224,7 +224,7 @@ def test_the_single_steps_do_what_make_does(
     assert (calibrated.code, calibrated.out) == (0, "scales.json\n")
     assert "from 40 images" in calibrated.err
 
-    quantized = vitedge("quantize", graph, "--scales", "scales.json", "-o", "mine.onnx")
+    quantized = vitedge("quantize", graph, "--scales", "scales.json", "--images", photos, "-o", "mine.onnx")
     assert (quantized.code, quantized.out) == (0, "mine.onnx\n")
     assert "3 Linears in INT8" in quantized.err
 
@@ -391,9 +391,9 @@ def test_doctor_passes_every_backend_here(vitedge: Vitedge) -> None:
 
 
 def test_init_keeps_what_is_there(vitedge: Vitedge, tmp_path: Path) -> None:
-    assert vitedge("init", tmp_path).out.count("wrote ") == 4
+    assert vitedge("init", tmp_path).out.count("wrote ") == 6
     said = vitedge("init", tmp_path)
-    assert (said.code, said.out.count("kept "), said.out.count("wrote ")) == (0, 4, 0)
+    assert (said.code, said.out.count("kept "), said.out.count("wrote ")) == (0, 6, 0)
 
 
 def test_the_newest_engine_of_exactly_that_variant_is_found(
@@ -431,6 +431,8 @@ MISTAKES = {
     "calibrating what is no ONNX": (["calibrate", "typo.toml", "--images", "images"], "typo.toml is not a readable ONNX model"),
     "scales missing": (["quantize", "fp32.onnx", "--scales", "none.json"], "cannot read none.json"),
     "scales of another model": (["quantize", "fp32.onnx", "--scales", "other.json"], "another model"),
+    "quantizing without images": (["quantize", "fp32.onnx", "--scales", "scales.json"], "what the calibration images show"),
+    "quantizing with others": (["quantize", "fp32.onnx", "--scales", "scales.json", "--images", "few"], "these are other images"),
     "building what is missing": (["build", "none.onnx"], "none.onnx does not exist"),
     "building a folder": (["build", "images"], "images is not a readable ONNX model"),
     "unknown engine": (["run", "none", "--source", "images"], "there is no engine none"),
@@ -466,6 +468,7 @@ def mistaken(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "typo.toml").write_text("skipp = ['head']\n")
     (folder / "broken.toml").write_text("skip = [\n")
     table = json.loads((made.root / "calibration" / "scales" / "fashion-vit.int8.json").read_text())
+    (folder / "scales.json").write_text(json.dumps(table))
     (folder / "other.json").write_text(json.dumps(table | {"model_sha256": "0" * 64}))
     return folder
 

@@ -126,7 +126,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(root: Path) -> No
     for name in ("int4", "gone.toml", "../int8"):
         with pytest.raises(VitEdgeError, match=f"there is no recipe '{name}'") as caught:
             load_recipe(name)
-        assert caught.value.hint == "known: bf16, careful, int8; or give the path of a .toml file"
+        assert caught.value.hint == "known: bf16, careful, int8, int8-attention, int8-fast; or give the path of a .toml file"
     with pytest.raises(VitEdgeError, match="there is no target 'gpu'"):
         load_target("gpu")
 
@@ -135,7 +135,7 @@ BAD_TOML = {
     "method = max": r"cannot read .*bad.toml: Invalid value \(at line 1, column 10\)",
     "images = 3\nimages = 4\n\n": r"cannot read .*bad.toml: Cannot overwrite a value \(at line 2",
     "percentil = 99.9": "Recipe has no key 'percentil'",
-    'method = "entropy"': "Recipe.method must be one of",
+    'method = "median"': "Recipe.method must be one of",
     "percentile = nan": "percentile must be in",
     "skip = 'head'": "Recipe.skip must be a list",
 }
