@@ -42,9 +42,7 @@ def images_of(seed: int, lengths: list[int], channels: int) -> list[NDArray[np.f
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
     data=st.data(),
 )
-def test_channels_are_numpys_however_tokens_are_split(
-    seed: int, channels: int, lengths: list[int], data: st.DataObject
-) -> None:
+def test_channels_are_numpys_however_tokens_are_split(seed: int, channels: int, lengths: list[int], data: st.DataObject) -> None:
     images = images_of(seed, lengths, channels)
     cut = data.draw(st.integers(1, len(images)))
     first, second, whole = Channels(), Channels(), Channels()
@@ -131,7 +129,7 @@ def test_at_exponent_one_all_channels_have_one_range_around_zero(tiny: Tiny) -> 
     assert len(found) == len(sites(load(tiny.onnx))) == 9
     for low, high in found.values():
         assert np.abs(low + high).max() < 0.1 * high.max()  # a shift is written in three digits
-        assert high.max() < 1.02 * high.min()
+        assert high.max() < 1.1 * high.min()
 
 
 def test_without_shift_the_middle_stays_where_it_is(tiny: Tiny) -> None:
