@@ -84,6 +84,82 @@ def test_statistics_are_the_same_in_any_order_and_in_any_pieces(batches: list[Va
             assert all(np.array_equal(value, vars(other)[key]) for key, value in vars(forward).items())
 
 
+SKEWED = st.tuples(st.integers(0, 2**32 - 1), st.integers(2, 6), st.sampled_from([0.0, 0.01]))  # seed, degrees of freedom, zeros
+
+
+def skewed(seed: int, freedom: int, zeros: float) -> Values:
+    """Values with the long tails of activations, some of them exactly 0."""
+    random = np.random.default_rng(seed)
+    values = random.standard_t(freedom, 3000)
+    return np.where(random.random(3000) < zeros, 0, values).astype(np.float32)
+
+
+def streamed(values: Values) -> AbsHistogram:
+    histogram = AbsHistogram()
+    for piece in np.array_split(values, 7):
+        histogram.add(piece)
+    return histogram
+
+
+def tried(values: Values, histogram: AbsHistogram) -> list[float]:
+    """The ranges that are worth trying: 97 bin edges from the 128th to the one above the largest value."""
+    last = int(np.abs(values).max() * BINS / histogram.limit) + 1
+    return [int(edge) * histogram.limit / BINS for edge in np.linspace(min(128, last), last, 97)]
+
+
+@settings(deadline=None, max_examples=25)
+@given(case=SKEWED)
+def test_the_mse_range_changes_the_values_themselves_least(case: tuple[int, int, float]) -> None:
+    values = skewed(*case)
+    histogram = streamed(values)
+
+    def error(amax: float) -> float:
+        step = amax / 127
+        return float(np.square(np.clip(np.rint(values / step), -127, 127) * step - values, dtype=np.float64).sum())
+
+    assert error(histogram.amax("mse")) <= 1.02 * min(map(error, tried(values, histogram)))
+
+
+@settings(deadline=None, max_examples=15)
+@given(case=SKEWED)
+def test_the_entropy_range_diverges_least_as_its_inventor_wrote_it(case: tuple[int, int, float]) -> None:
+    values = skewed(*case)
+    histogram = streamed(values)
+    counts, _ = np.histogram(np.abs(values.astype(np.float64)), BINS, (0, histogram.limit))
+    np.testing.assert_array_equal(histogram.counts, counts)
+
+    def divergence(amax: float) -> float:
+        edge = math.ceil(amax * BINS / histogram.limit - 1e-6)  # a range ends at the largest value, if that comes first
+        reference = counts[:edge].astype(np.float64)
+        reference[-1] += counts[edge:].sum()
+        spread = np.zeros(edge)
+        for level in range(128):
+            inside = [i for i in range(-(-level * edge // 128), -(-(level + 1) * edge // 128)) if counts[i]]
+            if inside:
+                spread[inside] = counts[inside].sum() / len(inside)
+        p, q = reference / reference.sum(), np.maximum(spread / spread.sum(), 1e-12)
+        return float(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a))
+
+    assert divergence(histogram.amax("entropy")) <= min(map(divergence, tried(values, histogram)[::4])) + 1e-9
+
+
+@given(values=ORDINARY)
+def test_no_method_goes_beyond_the_largest_value(values: Values) -> None:
+    histogram = AbsHistogram()
+    histogram.add(values)
+    assert histogram.amax("max") == float(np.abs(values).max())
+    for method in ("percentile", "mse", "entropy"):
+        assert 0 <= histogram.amax(method, 99.9) <= histogram.amax("max")
+
+
+def test_an_outlier_is_worth_clipping_to_mse_entropy_and_a_percentile_and_not_to_max() -> None:
+    values = np.append(np.random.default_rng(0).normal(size=100_000), [40]).astype(np.float32)
+    histogram = streamed(values)
+    assert histogram.amax("max") == 40
+    for method in ("percentile", "mse", "entropy"):
+        assert 2 < histogram.amax(method, 99.99) < 30
+
+
 def test_doubling_the_range_adds_up_neighbouring_bins() -> None:
     histogram = AbsHistogram()
     histogram.add(np.linspace(0, 0.999, 1000, dtype=np.float32))
@@ -255,9 +331,10 @@ def test_an_activation_that_is_infinite_names_the_tensor_and_the_image(tmp_path:
     white = files[10].path
     Image.new("RGB", (24, 32), "white").save(white)
     (second,) = [linear.input for linear in linears(load(tmp_path / "fp32.onnx")) if linear.name == "second"]
-    with pytest.raises(ModelError) as caught:
-        calibrate(tmp_path / "fp32.onnx", files, RECIPE)
-    assert str(caught.value) == f"the activation {second!r} is NaN or infinite for {white}"
+    for recipe in (RECIPE, PLAIN):
+        with pytest.raises(ModelError) as caught:
+            calibrate(tmp_path / "fp32.onnx", files, recipe)
+        assert str(caught.value) == f"the activation {second!r} is NaN or infinite for {white}"
 
 
 # Streaming
