@@ -133,6 +133,23 @@ def test_values_are_traced_to_the_outputs_that_make_them(tiny: Tiny) -> None:
         np.testing.assert_array_equal(channels, [*range(WIDTH), *[-1] * (2 * WIDTH)])
 
 
+@pytest.mark.parametrize("factors", [(1, 1), (0.5, 0.5), (2, 0)])
+def test_sums_and_multiples_are_not_taken_for_the_values_of_another_linear(factors: tuple[float, float]) -> None:
+    """A residual stream: the number of a channel is the sum of two, and that of a third channel."""
+    constants: dict[str, NDArray[Any]] = {name: np.eye(32, dtype=np.float32) for name in ("a", "b", "c", "d")}
+    constants |= {name: np.float32(factor) for name, factor in zip(("f", "g"), factors, strict=True)}
+    nodes = [
+        make_node("MatMul", ["x", "a"], ["xa"], name="one"),
+        make_node("MatMul", ["x", "b"], ["xb"], name="two"),
+        make_node("MatMul", ["x", "c"], ["z"], name="three"),
+        make_node("Mul", ["xa", "f"], ["left"]),
+        make_node("Mul", ["xb", "g"], ["right"]),
+        make_node("Add", ["left", "right"], ["stream"]),
+        make_node("MatMul", ["stream", "d"], ["y"], name="four"),
+    ]
+    assert sites(float_graph(nodes, constants, (3, 32), outputs=("y", "z"))) == []
+
+
 def test_what_something_else_reads_too_or_is_an_output_is_left_alone() -> None:
     weights = {"w": np.eye(4, dtype=np.float32), "gain": np.ones(4, np.float32)}
     norm = make_node("LayerNormalization", ["x", "gain"], ["n"], name="norm")

@@ -176,24 +176,37 @@ def _value_channels(model: ModelProto, tensors: list[str]) -> dict[str, Channels
     """For each of `tensors` whose channels are means over tokens of outputs of Linears: which outputs of which.
 
     Every output of every Linear is made a number of its own, whatever the input, and the graph run: a mean of equal numbers
-    is that number, so what arrives says where it came from. The numbers are negative: no activation function passes those.
+    is that number, so what arrives says where it came from. So does a sum of several, falsely; numbered in another order, it
+    would have to come from elsewhere. The numbers are negative: no activation function passes those.
     """
-    probe = ModelProto()
-    probe.CopyFrom(model)
     numbered, total = [], 0
+    for linear in linears(model):
+        count = linear_weight(model, linear).shape[1]
+        numbered.append((linear.name, total, count))
+        total += count
+    mixed = np.random.default_rng(0).permutation(total)
+    first, second = (_run_numbered(model, tensors, numbers) for numbers in (np.arange(total), mixed))
+    found = {}
+    for tensor, numbers in first.items():
+        if numbers.max() < total and len(set(numbers)) == len(numbers) and np.array_equal(mixed[numbers], second.get(tensor)):
+            found[tensor] = _sources(numbers, numbered)
+    return found
+
+
+def _run_numbered(model: ModelProto, tensors: list[str], numbers: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """For those of `tensors` that carry a number from 0 on in each channel, the same in all tokens: these numbers."""
+    probe, used = ModelProto(), 0
+    probe.CopyFrom(model)
     for linear in linears(probe):
         weight = linear_weight(probe, linear)
-        numbers = -1.0 - total - np.arange(weight.shape[1])
-        set_linear(probe, linear, np.zeros_like(weight), numbers)
-        numbered.append((linear.name, total, weight.shape[1]))
-        total += weight.shape[1]
-    answers = _run_blank(probe, tensors)
+        set_linear(probe, linear, np.zeros_like(weight), -1.0 - numbers[used : used + weight.shape[1]])
+        used += weight.shape[1]
     found = {}
-    for tensor in tensors:
-        rows = answers[tensor].reshape(-1, answers[tensor].shape[-1])
-        numbers = np.rint(-rows[0] - 1).astype(np.int64)
-        if np.abs(rows + 1 + numbers).max() < 0.25 and numbers.min() >= 0 and len(set(numbers)) == len(numbers):
-            found[tensor] = _sources(numbers, numbered)
+    for tensor, array in _run_blank(probe, tensors).items():
+        rows = array.reshape(-1, array.shape[-1])
+        arrived = np.rint(-rows[0] - 1).astype(np.int64)
+        if np.abs(rows + 1 + arrived).max() < 0.25 and arrived.min() >= 0:
+            found[tensor] = arrived
     return found
 
 
