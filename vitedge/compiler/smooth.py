@@ -188,7 +188,8 @@ def _value_channels(model: ModelProto, tensors: list[str]) -> dict[str, Channels
     first, second = (_run_numbered(model, tensors, numbers) for numbers in (np.arange(total), mixed))
     found = {}
     for tensor, numbers in first.items():
-        if numbers.max() < total and len(set(numbers)) == len(numbers) and np.array_equal(mixed[numbers], second.get(tensor)):
+        distinct = tensor in second and numbers.max() < total and len(set(numbers)) == len(numbers)
+        if distinct and np.array_equal(mixed[numbers], second[tensor]):
             found[tensor] = _sources(numbers, numbered)
     return found
 
