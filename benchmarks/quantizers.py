@@ -50,7 +50,6 @@ ABLATION = {  # label -> recipe: first step by step from PLAIN to int8, then awa
     "smoothing, shift, exponent per tensor, bias correction": replace(PLAIN, smoothing="auto", bias_correction=True),
     "int8 with one exponent": Recipe(smoothing="fixed"),
     "int8 with ranges by output error": Recipe(method="auto"),
-    "int8 with ranges by MSE": Recipe(method="mse"),
     "int8 with 4-bit weights in the MLPs": Recipe(int4=("*mlp*",)),
 }
 SEEDED, SEEDS = "int8", range(5)
