@@ -55,7 +55,7 @@ from vitedge.errors import VitEdgeError
 from vitedge.images import ImageFile, list_images, stream
 from vitedge.preprocess import resize, write_input
 from vitedge.runtime.engine import open_engine
-from vitedge.specs import ModelCard, Preprocess
+from vitedge.specs import ModelCard, Preprocess, Recipe
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, staged, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +64,8 @@ WEIGHTS = FOCUS / ".cache" / "focus.safetensors"
 CACHE = ROOT / ".cache" / "cpu_latency"
 PACKAGES = ("torch", "onnxscript", "onnxruntime", "openvino", "nncf")
 OURS = "vitedge int8"
+# the largest magnitude seen and round to nearest: what everyone can do
+PLAIN = Recipe(name="plain", smoothing="none", rounding="nearest", bias_correction=False)
 WAIT_S = 0.5  # after a turn that other processes disturbed
 RESAMPLES = 2000  # of the bootstrap
 Image = NDArray[np.uint8]
@@ -232,12 +234,12 @@ def openvino_nncf(subject: Subject, stack: ExitStack) -> Candidate:
     return openvino_request(folder / "model.xml", "int8, ", {}, subject)
 
 
-def vitedge(subject: Subject, stack: ExitStack, recipe: str | None = None) -> Candidate:
+def vitedge(subject: Subject, stack: ExitStack, recipe: Recipe | None = None) -> Candidate:
     """export -> calibrate -> quantize -> build -> open, as `vitedge make` does."""
     graph = vitedge_graph(subject, recipe)
     engine = stack.enter_context(open_engine(build_engine(graph, load_target("cpu"), subject.folder)))
     card, floats = engine.manifest.card, engine.manifest.float_type
-    precision = f"int8, {floats}" if recipe == "int8" else floats
+    precision = floats if recipe is None or recipe.method == "none" else f"int8, {floats}"
     return Candidate(precision, lambda image: write_input(image, card, engine.input[0]), lambda: engine.run(1))
 
 
@@ -249,8 +251,9 @@ CANDIDATES: dict[str, Callable[[Subject, ExitStack], Candidate]] = {
     "OpenVINO default": openvino_float,
     "OpenVINO + NNCF int8": openvino_nncf,
     "vitedge fp32": vitedge,
-    "vitedge bf16": partial(vitedge, recipe="bf16"),
-    OURS: partial(vitedge, recipe="int8"),
+    "vitedge bf16": partial(vitedge, recipe=load_recipe("bf16")),
+    "vitedge plain int8": partial(vitedge, recipe=PLAIN),
+    OURS: partial(vitedge, recipe=load_recipe("int8")),
 }
 
 
@@ -369,22 +372,22 @@ def quantize_nncf(subject: Subject, folder: Path) -> None:
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
 
-def vitedge_graph(subject: Subject, recipe_name: str | None) -> Path:
+def vitedge_graph(subject: Subject, recipe: Recipe | None) -> Path:
     """The ONNX file of a recipe; that of the float model for None."""
     sources = sorted((ROOT / "vitedge" / "compiler").glob("*.py"))
     folder = subject.folder / f"vitedge-{content_key([sha256(path) for path in sources])}"
     float_graph = kept(folder / "fp32.onnx", lambda path: export(subject.module, subject.card, path))
-    if recipe_name is None:
+    if recipe is None:
         return float_graph
-    recipe = load_recipe(recipe_name)
 
     def write(path: Path) -> None:
         if recipe.method == "none":
             leave_float(float_graph, recipe, path)
         else:
-            quantize(float_graph, calibrate(float_graph, subject.calibration, recipe).table, path)
+            table = calibrate(float_graph, subject.calibration, recipe).table
+            quantize(float_graph, table, path, subject.calibration)
 
-    return kept(folder / f"{recipe_name}.onnx", write)
+    return kept(folder / f"{recipe.name}.onnx", write)
 
 
 @contextlib.contextmanager

@@ -91,7 +91,8 @@ def vitedge(inputs: Inputs, folder: Path, recipe: Recipe) -> Cost:
     from vitedge.compiler.quantize import quantize
 
     clock, graph = Clock(), inputs.folder / "fp32.onnx"
-    quantize(graph, calibrate(graph, inputs.calibration, recipe).table, folder / "model.onnx")
+    table = calibrate(graph, inputs.calibration, recipe).table
+    quantize(graph, table, folder / "model.onnx", inputs.calibration)
     return clock.read()
 
 

@@ -30,12 +30,12 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks import cpu_latency, peers
-from benchmarks.cpu_latency import ROOT, err, float_onnx, float_openvino, kept, rounded, versions
+from benchmarks.cpu_latency import PLAIN, ROOT, err, float_onnx, float_openvino, kept, rounded, versions
 from benchmarks.judge import judge
 from benchmarks.peers import Inputs, Quantizer, run_alone
 from benchmarks.subjects import CACHE, SUBJECTS, Reference, Subject, reference, scores
 from vitedge.bench.environment import environment
-from vitedge.compiler.calibrate import images_sha256
+from vitedge.compiler.activations import images_sha256
 from vitedge.compiler.export import export
 from vitedge.errors import VitEdgeError
 from vitedge.images import sample
@@ -43,11 +43,14 @@ from vitedge.specs import Recipe, to_dict
 from vitedge.workspace import content_key, known_recipes, load_recipe, read_json, sha256, staged, write_json
 
 OUR_RECIPES = ("int8", "int8-fast", "int8-attention")
-PLAIN = Recipe(name="plain", method="max")  # the largest magnitude seen and round to nearest: what everyone can do
-ABLATION = {  # label -> recipe, each one step away from PLAIN
-    "per tensor weights": replace(PLAIN, per_channel=False),
-    "percentile 99.99": replace(PLAIN, method="percentile", percentile=99.99),
-    "percentile 99.9": replace(PLAIN, method="percentile", percentile=99.9),
+ABLATION = {  # label -> recipe: first step by step from PLAIN to int8, then away from int8
+    "smoothing": replace(PLAIN, smoothing="fixed", shift=False),
+    "smoothing, shift": replace(PLAIN, smoothing="fixed"),
+    "smoothing, shift, exponent per tensor": replace(PLAIN, smoothing="auto"),
+    "smoothing, shift, exponent per tensor, bias correction": replace(PLAIN, smoothing="auto", bias_correction=True),
+    "int8 with one exponent": Recipe(smoothing="fixed"),
+    "int8 with ranges by output error": Recipe(method="auto"),
+    "int8 with 4-bit weights in the MLPs": Recipe(int4=("*mlp*",)),
 }
 SEEDED, SEEDS = "int8", range(5)
 ENGINES = ("int8",)  # recipes that are also judged as built engines

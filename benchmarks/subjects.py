@@ -25,7 +25,7 @@ from rich.progress import track
 from torch import nn
 
 from benchmarks.cpu_latency import FOCUS, ROOT, WEIGHTS, Features, Float32, err, normalised
-from vitedge.compiler.calibrate import images_sha256
+from vitedge.compiler.activations import images_sha256
 from vitedge.compiler.models import load_model
 from vitedge.errors import VitEdgeError
 from vitedge.images import ImageFile, labels_of, list_images, sample, stream

@@ -78,6 +78,13 @@ def make_workspace(root: Path) -> Made:
     return Made(root, root / "images", graphs, built)
 
 
+def quantize_plainly(made: Made, folder: Path) -> Path:
+    """The model in INT8 by nothing but rounding to the nearest, so that every tensor keeps its name."""
+    recipe = Recipe("plain", smoothing="none", rounding="nearest", bias_correction=False, float_type="fp32")
+    graph = Path(shutil.copy(made.graphs["fp32"], folder / "fp32.onnx"))
+    return pipeline.quantize_step(graph, list_images(made.images), recipe, folder, Silent())
+
+
 def write_images(folder: Path, count: int, labels: tuple[str, ...] = LABELS) -> None:
     """Write `count` training images of Fashion-MNIST as FOLDER/LABEL/NNN.png, of the given labels alone."""
     images = read_idx(FASHION / "data" / "train1k-images-idx3-ubyte.gz")

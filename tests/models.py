@@ -14,10 +14,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
-from vitedge.specs import ModelCard, Preprocess
+from vitedge.specs import ModelCard, Preprocess, Recipe
 
 SIZE, PATCH, WIDTH, DEPTH, HEADS, CLASSES = (32, 24), 8, 32, 2, 4, 5  # height and width differ: 4 rows of 3 patches
 TOKENS = (SIZE[0] // PATCH) * (SIZE[1] // PATCH)
+PLAIN = Recipe(name="plain", smoothing="none", rounding="nearest", bias_correction=False, min_images=4)  # ranges, no more
 
 
 class Attention(nn.Module):

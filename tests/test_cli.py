@@ -18,7 +18,7 @@ import pytest
 import typer
 from PIL import Image
 
-from tests.engines import IMAGES, MODEL, ROOT, Made, run_python, start_python, write_images
+from tests.engines import CHECKPOINT, IMAGES, MODEL, ROOT, Made, quantize_plainly, run_python, start_python, write_images
 from vitedge import cli
 from vitedge.runtime.camera import open_source
 from vitedge.runtime.overlay import open_recorder
@@ -26,7 +26,7 @@ from vitedge.runtime.overlay import open_recorder
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
-COMMANDS = ("make", "export", "calibrate", "quantize", "build", "run", "bench", "sensitivity", "doctor", "init", "models")
+COMMANDS = ("make", "export", "calibrate", "quantize", "build", "run", "bench", "verify", "sensitivity", "doctor", "init", "models")
 VITEDGE = "import sys; from vitedge.cli import main; sys.argv[0] = 'vitedge'; main()"
 TINY = '''
 import torch
@@ -262,7 +262,7 @@ def test_the_single_steps_do_what_make_does(
     assert (calibrated.code, calibrated.out) == (0, "scales.json\n")
     assert "from 40 images" in calibrated.err
 
-    quantized = vitedge("quantize", graph, "--scales", "scales.json", "-o", "mine.onnx")
+    quantized = vitedge("quantize", graph, "--scales", "scales.json", "--images", photos, "-o", "mine.onnx")
     assert (quantized.code, quantized.out) == (0, "mine.onnx\n")
     assert "3 Linears in INT8" in quantized.err
 
@@ -370,6 +370,51 @@ def test_bench_compares_engines_at_several_batches_and_writes_a_report(made: Mad
     assert said.out.count("openvino") == 4
 
 
+def test_verify_shows_layer_by_layer_where_accuracy_went(
+    made: Made, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = shutil.copytree(made.images, tmp_path / "images")
+    (images / "a [broken] one.png").write_bytes(b"no image")
+    monkeypatch.chdir(made.root)
+    options = ("--images", images, "--limit", IMAGES + 1, "--json", tmp_path / "found.json")
+    said = vitedge("verify", "fashion-vit/int8.onnx", "--against", "fashion-vit/fp32.onnx", *options)
+    assert said.code == 0, said
+    head, *lines, last = said.out.splitlines()
+    assert head.split() == ["#", "layer", "own", "dB", "SQNR", "dB"]
+    own = [float(line.split()[-2]) for line in lines]
+    assert own == sorted(own)  # the worst first
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {loss["name"] for loss in found["layers"]} == {line.split()[-3] for line in lines}
+    assert len(found["layers"]) + len(found["unmatched"]) == 18
+    assert found["images"] == IMAGES and "machine" in found["environment"]
+    assert last.startswith(f"{IMAGES} images: SQNR {found['sqnr_db']:.1f} dB (worst: {found['worst_db']:.1f} dB, {images}")
+    assert "same top-1 for" in last
+    assert "a [broken] one.png" in said.err
+
+
+def test_verify_fails_below_a_bound_and_has_still_written_what_it_found(made: Made, vitedge: Vitedge, tmp_path: Path) -> None:
+    engine, files = made.engines["openvino", "int8"], ("--images", made.images, "--limit", 4)
+    against = ("--against", MODEL, "--checkpoint", CHECKPOINT)
+    assert vitedge("verify", engine, *against, *files, "--min-sqnr", 15).code == 0
+    said = vitedge("verify", engine, *against, *files, "--min-sqnr", 90, "--json", tmp_path / "found.json")
+    assert said.code == 1 and "below the 90 dB that --min-sqnr asks for" in said.err and "hint: " in said.err
+    assert said.out.startswith("4 images: SQNR ") and len(said.out.splitlines()) == 1  # no layers, of an engine
+    assert json.loads((tmp_path / "found.json").read_text())["layers"] == []
+
+
+def test_verify_says_which_linears_it_could_not_compare(made: Made, vitedge: Vitedge, tmp_path: Path) -> None:
+    from vitedge.compiler import graph
+    from vitedge.compiler.layers import find_layers
+
+    model = graph.load(quantize_plainly(made, tmp_path))
+    tensor = find_layers(model)[3].output
+    graph.rename_tensor(model, tensor, "another", graph.producers(model)[tensor])
+    graph.save(model, tmp_path / "int8.onnx")
+    said = vitedge("verify", tmp_path / "int8.onnx", "--against", made.graphs["fp32"], "--images", made.images, "--limit", 1)
+    assert said.code == 0 and len(said.out.splitlines()) == 19
+    assert f"note: 1 of 18 Linears has no counterpart of the same name in both graphs: {find_layers(model)[3].name}" in said.err
+
+
 def test_models_lists_the_ways_to_name_one(vitedge: Vitedge) -> None:
     said = vitedge("models")
     assert said.code == 0 and said.err == ""
@@ -405,6 +450,7 @@ def test_the_newest_engine_of_exactly_that_variant_is_found(
 
 
 BENCH = ["bench", "engine", "--images", "images"]
+VERIFY = ["verify", "fp32.onnx", "--images", "images", "--against"]
 MISTAKES = {
     "missing folder": (["make", MODEL, "--images", "none"], "there is no folder none"),
     "empty folder": (["make", MODEL, "--images", "empty"], "there are no images in empty"),
@@ -423,6 +469,8 @@ MISTAKES = {
     "calibrating what is no ONNX": (["calibrate", "typo.toml", "--images", "images"], "typo.toml is not a readable ONNX model"),
     "scales missing": (["quantize", "fp32.onnx", "--scales", "none.json"], "cannot read none.json"),
     "scales of another model": (["quantize", "fp32.onnx", "--scales", "other.json"], "another model"),
+    "quantizing without images": (["quantize", "fp32.onnx", "--scales", "scales.json"], "what the calibration images show"),
+    "quantizing with others": (["quantize", "fp32.onnx", "--scales", "scales.json", "--images", "few"], "these are other images"),
     "building what is missing": (["build", "none.onnx"], "none.onnx does not exist"),
     "building a folder": (["build", "images"], "images is not a readable ONNX model"),
     "unknown engine": (["run", "none", "--source", "images"], "there is no engine none"),
@@ -435,6 +483,13 @@ MISTAKES = {
     "unknown video format": (["run", "engine", "--source", "images", "--save", "out.gif"], "cannot record out.gif"),
     "batch beyond the profile": ([*BENCH, "--batch", "17"], "1 to 16 images at once, not 17"),
     "result over a folder": ([*BENCH, "--seconds", "0", "--json", "images"], "cannot write images: Is a directory"),
+    "verifying what is missing": ([*VERIFY, "none.onnx"], "none.onnx does not exist"),
+    "verifying an unknown variant": ([*VERIFY, "vit/int4.onnx"], "there is no ONNX file vit/int4.onnx"),
+    "verifying against what is no ONNX": ([*VERIFY, "typo.toml"], "typo.toml is not a readable ONNX model"),
+    "verifying against an unknown engine": ([*VERIFY, "resnet50"], "there is no engine resnet50"),
+    "verifying on an empty folder": (["verify", "fp32.onnx", "--against", "engine", "--images", "empty"], "no images in empty"),
+    "verifying images that are none": (["verify", "fp32.onnx", "--against", "engine", "--images", "typo.toml"], "typo.toml"),
+    "a checkpoint for nobody": ([*VERIFY, "engine", "--checkpoint", "x.pth"], "--checkpoint x.pth is for a torch model"),
     "workspace in a file": (["init", "typo.toml"], "cannot write typo.toml"),
 }
 
@@ -451,6 +506,7 @@ def mistaken(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "typo.toml").write_text("skipp = ['head']\n")
     (folder / "broken.toml").write_text("skip = [\n")
     table = json.loads((made.root / "calibration" / "scales" / "fashion-vit.int8.json").read_text())
+    (folder / "scales.json").write_text(json.dumps(table))
     (folder / "other.json").write_text(json.dumps(table | {"model_sha256": "0" * 64}))
     return folder
 
@@ -489,6 +545,8 @@ WRONG = (
     ["run", "x"],
     ["run", "x", "--source", "y", "--top", "0"],
     ["bench", "x", "--images", "y", "--batch", "0"],
+    ["verify", "x", "--images", "y"],
+    ["verify", "x", "--against", "y", "--images", "z", "--limit", "0"],
     ["doctor", "now"],
     ["models", "--colour"],
 )

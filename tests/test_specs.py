@@ -20,6 +20,7 @@ from vitedge.specs import (
     Preprocess,
     Recipe,
     ScaleTable,
+    Smoothing,
     Target,
     TensorSpec,
     Timing,
@@ -65,16 +66,27 @@ CARDS = st.builds(
 RECIPES = st.builds(
     Recipe,
     name=NAMES,
-    method=st.sampled_from(["max", "percentile", "none"]),
+    method=st.sampled_from(["max", "percentile", "mse", "entropy", "auto", "none"]),
     percentile=st.floats(1e-3, 100),
     per_channel=st.booleans(),
+    smoothing=st.sampled_from(["auto", "fixed", "none"]),
+    exponent=st.floats(0, 1),
+    shift=st.booleans(),
+    rounding=st.sampled_from(["gptq", "nearest"]),
+    bias_correction=st.booleans(),
+    attention=st.booleans(),
+    int4=st.lists(TEXT, max_size=3).map(tuple),
     skip=st.lists(TEXT, max_size=3).map(tuple),
     float_type=st.sampled_from(["auto", "fp32", "bf16"]),
     images=st.integers(100, 1000),
     min_images=st.integers(1, 100),
     seed=st.integers(0),
 )
-TABLES = st.builds(ScaleTable, RECIPES, TEXT, TEXT, COUNTS, st.dictionaries(TEXT, st.floats(0, 1e30)))
+CHANNELS = st.lists(st.tuples(st.floats(1e-30, 1e30), st.floats(-1e30, 1e30)), min_size=1, max_size=4)
+SMOOTHINGS = CHANNELS.map(lambda pairs: Smoothing(*map(tuple, zip(*pairs, strict=True))))
+TABLES = st.builds(
+    ScaleTable, RECIPES, TEXT, TEXT, COUNTS, st.dictionaries(TEXT, st.floats(0, 1e30)), st.dictionaries(TEXT, SMOOTHINGS)
+)
 TARGETS = st.builds(
     Target,
     name=NAMES,
@@ -181,7 +193,7 @@ def test_what_is_no_table_is_refused(data: Any) -> None:
 # Types and values
 
 WRONG_TYPES: list[tuple[type, dict[str, Any], str]] = [
-    (Recipe, {"method": "entropy"}, "Recipe.method must be one of 'max', 'percentile', 'none', not 'entropy'"),
+    (Recipe, {"smoothing": "always"}, "Recipe.smoothing must be one of 'auto', 'fixed', 'none', not 'always'"),
     (Recipe, {"float_type": None}, "Recipe.float_type must be one of"),
     (Recipe, {"percentile": "99"}, "Recipe.percentile must be float, not '99'"),
     (Recipe, {"percentile": True}, "Recipe.percentile must be float, not True"),
@@ -218,6 +230,7 @@ def test_a_value_of_another_type_is_named_with_its_key(cls: type, data: dict[str
         from_dict(cls, data)
 
 
+NO_NUMBERS = (math.nan, math.inf, -math.inf)
 SIZED: dict[str, Any] = {"size": (8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
 WRONG_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (Preprocess, {**SIZED, "size": (0, 8)}, "size must be"),
@@ -235,8 +248,14 @@ WRONG_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (Recipe, {"percentile": 0.0}, r"percentile must be in \(0, 100\], not 0"),
     (Recipe, {"percentile": 100.1}, r"percentile must be in \(0, 100\], not 100.1"),
     (Recipe, {"percentile": math.nan}, "percentile must be"),
-    (Recipe, {"min_images": 0}, r"min_images \(0\) must be in 1..images \(256\)"),
+    (Recipe, {"min_images": 0}, r"min_images \(0\) must be in 1..images \(128\)"),
     (Recipe, {"min_images": 32, "images": 16}, r"min_images \(32\) must be in 1..images \(16\)"),
+    (Recipe, {"exponent": 1.1}, r"exponent must be in 0..1, not 1.1"),
+    (Recipe, {"exponent": -0.1}, r"exponent must be in 0..1, not -0.1"),
+    (Recipe, {"exponent": math.nan}, "exponent must be"),
+    *((Smoothing, {"scale": (s,), "shift": (0.0,)}, "a smoothing scale must be a positive") for s in (0.0, -1.0, *NO_NUMBERS)),
+    *((Smoothing, {"scale": (1.0,), "shift": (s,)}, "a smoothing shift must be a finite") for s in NO_NUMBERS),
+    (Smoothing, {"scale": (1.0, 1.0), "shift": (0.0,)}, "2 scales, but 1 shifts"),
     (Target, {"batch": (0, 1, 2)}, "batch must be"),
     (Target, {"batch": (2, 1, 4)}, "batch must be"),
     (Target, {"batch": (1, 8, 4)}, "batch must be"),

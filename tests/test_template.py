@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import subprocess
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vitedge.specs import Recipe, Target, from_dict
 from vitedge.workspace import BUILTIN_RECIPES, TEMPLATE, init_workspace, load_recipe, load_target, read_toml
 
 FILES = sorted(path.relative_to(TEMPLATE) for path in TEMPLATE.rglob("*") if path.is_file())
+CHOICES = {value for hint in typing.get_type_hints(Recipe).values() for value in typing.get_args(hint) if isinstance(value, str)}
 SPECS = {"calibration": Recipe, "engines": Target}
 ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
 
@@ -72,14 +74,16 @@ def from_toml(spec: type, key: str, text: str) -> Any:
 
 def test_the_readmes_name_every_value_of_the_choices() -> None:
     calibration, engines = ((TEMPLATE / folder / "README.md").read_text("utf-8") for folder in SPECS)
-    for value in ("max", "percentile", "none", "fp32", "bf16", "auto"):
+    for value in CHOICES:
         assert f'`"{value}"`' in calibration
     for backend in BACKENDS:
         assert f'`"{backend}"`' in engines
 
 
-def test_the_packaged_recipe_and_target_are_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert load_recipe(str(TEMPLATE / "calibration" / "recipes" / "int8.toml")) == Recipe() == BUILTIN_RECIPES["int8"]
+def test_the_packaged_recipes_and_target_are_the_built_in_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert BUILTIN_RECIPES["int8"] == Recipe()
+    packaged = {path.stem: load_recipe(str(path)) for path in (TEMPLATE / "calibration" / "recipes").glob("*.toml")}
+    assert packaged == {name: recipe for name, recipe in BUILTIN_RECIPES.items() if name != "bf16"}
     assert load_target(str(TEMPLATE / "engines" / "targets" / "cpu.toml")) == Target()
     monkeypatch.chdir(tmp_path)  # without a workspace, and then with one
     for _ in range(2):

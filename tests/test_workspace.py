@@ -18,6 +18,7 @@ from vitedge.specs import Recipe, Target
 from vitedge.workspace import (
     content_key,
     find_engine,
+    find_graph,
     find_root,
     init_workspace,
     load_recipe,
@@ -84,6 +85,23 @@ def test_an_engine_is_found_by_model_and_variant_and_is_the_newest(root: Path) -
     assert caught.value.hint == "there are vit/fp32, vit/int8, vit/int8-percentile"
 
 
+def test_an_onnx_file_is_found_by_model_and_variant_and_is_the_newest(root: Path) -> None:
+    with pytest.raises(VitEdgeError, match=r"there is no ONNX file vit/int8.onnx") as caught:
+        find_graph(Path("vit/int8.onnx"))
+    assert caught.value.hint == "`vitedge make` and `vitedge export` make them"
+    (root / "engines" / "vit").mkdir(parents=True)
+    for age, name in enumerate(["int8-aaa.onnx", "int8-bbb.onnx", "int8-percentile-ccc.onnx", ".int8-ddd.1.partial.onnx"]):
+        path = root / "engines" / "vit" / name
+        path.touch()
+        os.utime(path, (1000 + age, 1000 + age))
+    assert find_graph(Path("vit/int8.onnx")) == root / "engines" / "vit" / "int8-bbb.onnx"
+    assert find_graph(Path("vit/int8-percentile.onnx")).name == "int8-percentile-ccc.onnx"
+    assert find_graph(path) == path and find_graph(Path("int8.onnx")) == Path("int8.onnx")
+    with pytest.raises(VitEdgeError, match=r"there is no ONNX file vit/fp32.onnx") as caught:
+        find_graph(Path("vit/fp32.onnx"))
+    assert caught.value.hint == "there are vit/int8-percentile.onnx, vit/int8.onnx"
+
+
 # Recipes and targets
 
 
@@ -108,7 +126,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(root: Path) -> No
     for name in ("int4", "gone.toml", "../int8"):
         with pytest.raises(VitEdgeError, match=f"there is no recipe '{name}'") as caught:
             load_recipe(name)
-        assert caught.value.hint == "known: bf16, careful, int8; or give the path of a .toml file"
+        assert caught.value.hint == "known: bf16, careful, int8, int8-attention, int8-fast; or give the path of a .toml file"
     with pytest.raises(VitEdgeError, match="there is no target 'gpu'"):
         load_target("gpu")
 
@@ -117,7 +135,7 @@ BAD_TOML = {
     "method = max": r"cannot read .*bad.toml: Invalid value \(at line 1, column 10\)",
     "images = 3\nimages = 4\n\n": r"cannot read .*bad.toml: Cannot overwrite a value \(at line 2",
     "percentil = 99.9": "Recipe has no key 'percentil'",
-    'method = "entropy"': "Recipe.method must be one of",
+    'method = "median"': "Recipe.method must be one of",
     "percentile = nan": "percentile must be in",
     "skip = 'head'": "Recipe.skip must be a list",
 }

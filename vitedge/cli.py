@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -39,6 +39,9 @@ from vitedge.workspace import (
 INTERRUPTED = 130  # the exit status that Typer makes of Ctrl-C
 PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
 
+if TYPE_CHECKING:
+    from vitedge.bench.verify import Verification
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -56,6 +59,7 @@ Preparation = Annotated[Path | None, typer.Option("--preprocess", help="TOML: si
 Images = Annotated[
     Path, typer.Option(help="Folder of real images, searched at any depth; sub-folders are labels.", show_default=False)
 ]
+SIDE = "A MODEL as `vitedge export` takes it, an ONNX file, MODEL/VARIANT.onnx, an engine directory or MODEL/VARIANT"
 ENGINE = "An engine directory, or MODEL/VARIANT for the one below engines/ that was made last"
 
 
@@ -347,6 +351,35 @@ def sensitivity(
         out.print(f"plot: {short_path(plot)}", markup=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: [bold]vitedge verify my-vit/int8.onnx --against my-vit/fp32.onnx --images photos[/]")
+def verify(
+    given: Annotated[str, typer.Argument(metavar="THIS", help=f"{SIDE}.", show_default=False, autocompletion=complete_engine)],
+    against: Annotated[str, typer.Option(help="The reference: the same choice.", autocompletion=complete_engine)],
+    images: Images,
+    limit: Annotated[int, typer.Option(min=1, help="How many images are compared, drawn evenly from the labels.")] = 32,
+    checkpoint: Checkpoint = None,
+    preprocess: Preparation = None,
+    min_sqnr: Annotated[float | None, typer.Option(help="Fail if the SQNR of the answers, in dB, is below this.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Compare two forms of a model, end to end and, between ONNX files, layer by layer."""
+    from vitedge.bench.sides import open_sides
+    from vitedge.bench.verify import check_sqnr
+    from vitedge.bench.verify import verify as compare
+    from vitedge.images import list_images, sample
+
+    notes: list[str] = []
+    files = sample(list_images(images), limit, seed=0)
+    with contextlib.closing(Terminal()) as terminal:
+        terminal.begin("verify")
+        with open_sides((given, against), checkpoint, preprocess) as (this, other):
+            found = compare(this, other, files, notes=notes, progress=terminal.progress)
+        terminal.end("verify", f"{found.given} against {found.reference}")
+    _print_verification(found, notes, json_file)
+    if min_sqnr is not None:
+        check_sqnr(found, min_sqnr)
+
+
 @app.command()
 def doctor() -> None:
     """Build and run a small INT8 model with every backend, and say what to do where that fails."""
@@ -429,6 +462,24 @@ def _print_rows(rows: Sequence[BenchRow], notes: Sequence[str], json_file: Path 
     _print_notes(notes)
     if json_file:
         write_json(json_file, rows_to_json(rows, environment()))
+
+
+def _print_verification(found: Verification, notes: Sequence[str], json_file: Path | None, most: int = 20) -> None:
+    from vitedge.bench.environment import environment
+    from vitedge.bench.report import end_to_end, layer_table
+
+    if found.layers:
+        out.print(layer_table(found.layers, most))
+        more = f"; {len(found.layers) - most} more lose less" if len(found.layers) > most else ""
+        err.print(f"[dim]own: of the layer alone, on the input that it gets; SQNR: of all up to it{more}[/]", soft_wrap=True)
+    out.print(escape(end_to_end(found)), soft_wrap=True)
+    if found.unmatched:
+        count, names = len(found.unmatched), ", ".join(found.unmatched)
+        have = f"of {count + len(found.layers)} Linears {'has' if count == 1 else 'have'}"
+        notes = [f"{count} {have} no counterpart of the same name in both graphs: {names}", *notes]
+    _print_notes(notes)
+    if json_file:
+        write_json(json_file, {"environment": environment(), **to_dict(found)})
 
 
 def _print_notes(notes: Sequence[str], most: int = 5) -> None:

@@ -37,7 +37,7 @@ BUILTIN_RECIPES = {
         Recipe(),
         Recipe(name="int8-fast", smoothing="fixed", rounding="nearest", bias_correction=False, images=32),
         Recipe(name="int8-attention", attention=True),
-        Recipe(name="int8-mixed", min_sqnr_db=35.0),
+        Recipe(name="int8-mixed", min_sqnr_db=40.0),
         Recipe(name="bf16", method="none", float_type="bf16"),
     )
 }
@@ -97,6 +97,19 @@ def find_engine(name: Path) -> Path:
         hint = f"there are {', '.join(sorted(set(engines.values())))}" if engines else "`vitedge make` builds them"
         raise VitEdgeError(f"there is no engine {name}", hint=hint)
     return max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns)
+
+
+def find_graph(name: Path) -> Path:
+    """The ONNX file `name`, or for MODEL/VARIANT.onnx the one of that variant that was made last in the workspace."""
+    if name.exists() or len(name.parts) != 2:
+        return name
+    graphs = list(find_root().glob("engines/*/[!.]*-*.onnx"))
+    known = {path: f"{path.parent.name}/{path.stem.rpartition('-')[0]}.onnx" for path in graphs}
+    found = [path for path in graphs if known[path] == name.as_posix()]
+    if not found:
+        hint = f"there are {', '.join(sorted(set(known.values())))}" if known else "`vitedge make` and `vitedge export` make them"
+        raise VitEdgeError(f"there is no ONNX file {name}", hint=hint)
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 def load_recipe(name: str) -> Recipe:

@@ -19,11 +19,12 @@ from torch import Tensor
 from tests import models
 from tests.compiler.families import Exported
 from tests.engines import sqnr_db
-from tests.models import DEPTH, engine_rows, float_graph, operators, random_images, run_graph, tiny_preprocess, tiny_vit
+from tests.models import DEPTH, PLAIN, engine_rows, float_graph, operators, random_images, run_graph, tiny_preprocess, tiny_vit
 from vitedge.compiler.attention import attention_tensors, attentions, quantize_attention, scale_queries
 from vitedge.compiler.export import convert
 from vitedge.compiler.graph import constants, consumers, producers
-from vitedge.compiler.quantize import quantize_linears, quantized_activations
+from vitedge.compiler.quantize import quantize_linears
+from vitedge.compiler.select import quantized_activations
 from vitedge.errors import ModelError
 from vitedge.specs import ModelCard, Recipe, ScaleTable
 
@@ -68,7 +69,7 @@ def ranges(model: ModelProto, inputs: NDArray[Any], recipe: Recipe) -> dict[str,
 
 def quantized(model: ModelProto, inputs: NDArray[Any], recipe: Recipe | None = None) -> ModelProto:
     """A copy with INT8 Linears and INT8 attention."""
-    recipe, model = recipe or Recipe(), clone(model)
+    recipe, model = recipe or PLAIN, clone(model)
     amax = ranges(model, inputs, recipe)
     quantize_linears(model, ScaleTable(recipe, "", "", len(inputs), amax))
     quantize_attention(model, amax)
@@ -203,7 +204,7 @@ def test_the_result_has_the_name_of_the_projections_input(tiny16: ModelProto) ->
     linears = {node.name: node.input[0] for node in tiny16.graph.node}
     for block, attention in enumerate(attentions(tiny16)):
         assert attention.result == linears[f"blocks.{block}.attention.proj"]
-    assert set(quantized_activations(tiny16, Recipe())) >= {attention.result for attention in attentions(tiny16)}
+    assert set(quantized_activations(tiny16, PLAIN)) >= {attention.result for attention in attentions(tiny16)}
 
 
 def test_tensors_to_calibrate_come_in_order_and_leave_the_softmax_out(tiny16: ModelProto) -> None:
@@ -338,7 +339,7 @@ def test_the_result_has_one_pair_and_the_projection_reads_it(tiny16: ModelProto,
 
 
 def test_there_is_no_other_pair(tiny16: ModelProto, int8: ModelProto) -> None:
-    wanted = {*quantized_activations(tiny16, Recipe()), *attention_tensors(tiny16)}
+    wanted = {*quantized_activations(tiny16, PLAIN), *attention_tensors(tiny16)}
     wanted |= {attention.softmax.output[0] for attention in attentions(tiny16)}
     quantizers = [node.input[0] for node in int8.graph.node if node.op_type == "QuantizeLinear"]
     assert len(quantizers) == len(set(quantizers)) and set(quantizers) == wanted
@@ -347,7 +348,7 @@ def test_there_is_no_other_pair(tiny16: ModelProto, int8: ModelProto) -> None:
 
 
 def test_the_softmax_has_a_fixed_scale_and_the_others_that_of_their_range(tiny16: ModelProto, int8: ModelProto) -> None:
-    amax, known = ranges(tiny16, rows(), Recipe()), constants(int8)
+    amax, known = ranges(tiny16, rows(), PLAIN), constants(int8)
     weights = {attention.softmax.output[0]: 1.0 for attention in attentions(tiny16)}
     for old, new in operands(tiny16, int8).items():
         _, scale, zero = quantizer_of(int8, new).input
@@ -374,7 +375,7 @@ def test_the_quantized_model_is_close_to_the_float_model(tiny16: ModelProto, int
     reference = run_graph(tiny16, rows())[0]
     assert 15 < sqnr_db(reference, run_graph(int8, rows())[0]) < 60
     alone = clone(tiny16)
-    assert quantize_attention(alone, ranges(tiny16, rows(), Recipe())) == DEPTH
+    assert quantize_attention(alone, ranges(tiny16, rows(), PLAIN)) == DEPTH
     assert 20 < sqnr_db(reference, run_graph(alone, rows())[0]) < 80
 
 
@@ -387,7 +388,7 @@ def test_families_quantized(family: Callable[[str], Exported], name: str) -> Non
 
 
 def test_a_projection_in_floating_point_gets_its_pair_all_the_same(tiny16: ModelProto) -> None:
-    model = quantized(tiny16, rows(), Recipe(skip=("*.proj",)))
+    model = quantized(tiny16, rows(), dataclasses.replace(PLAIN, skip=("*.proj",)))
     for block, attention in enumerate(attentions(tiny16)):
         projection = named(model, f"blocks.{block}.attention.proj")
         assert quantizer_of(model, projection.input[0]).input[0] == attention.result
@@ -487,7 +488,7 @@ def test_a_model_without_attention_is_refused(nodes: list[NodeProto]) -> None:
 
 
 def test_a_missing_range_names_its_tensor(tiny16: ModelProto) -> None:
-    amax = ranges(tiny16, rows(), Recipe())
+    amax = ranges(tiny16, rows(), PLAIN)
     missing = attentions(tiny16)[1].key
     del amax[missing]
     with pytest.raises(ModelError, match=f"the scale table has no range for '{missing}'"):

@@ -19,23 +19,22 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.compiler.conftest import Tiny
-from tests.models import engine_rows, random_images, run_graph, tiny_preprocess, torch_input, write_noise
-from vitedge.compiler.activations import BATCH, stream_activations
+from tests.models import PLAIN, engine_rows, random_images, run_graph, tiny_preprocess, torch_input, write_noise
+from vitedge.compiler.activations import images_sha256, stream_activations
 from vitedge.compiler.calibrate import (
     BINS,
     AbsHistogram,
     AbsMax,
     calibrate,
-    images_sha256,
     load_table,
     save_table,
 )
 from vitedge.compiler.export import export
 from vitedge.compiler.graph import linears, load
 from vitedge.errors import ModelError, VitEdgeError
-from vitedge.images import ImageFile, decode, list_images
+from vitedge.images import LOOK_AHEAD, ImageFile, decode, list_images
 from vitedge.preprocess import resize
-from vitedge.specs import ModelCard, Recipe, ScaleTable
+from vitedge.specs import Exponent, Method, ModelCard, Recipe, ScaleTable
 from vitedge.workspace import sha256
 
 Values = NDArray[np.float32]
@@ -61,10 +60,10 @@ def exact_percentile(values: Values, percentile: float) -> float:
 @example(values=np.float32([np.finfo(np.float32).max, 1]), percentile=100.0)
 @example(values=np.float32([1e-45, -1e-45]), percentile=100.0)
 def test_a_percentile_is_that_of_the_sorted_values_within_one_bin(values: Values, percentile: float) -> None:
-    histogram = AbsHistogram(percentile)
+    histogram = AbsHistogram()
     histogram.add(values)
     exact, bin_width = exact_percentile(values, percentile), histogram.limit / BINS
-    assert exact <= histogram.amax <= exact + bin_width
+    assert exact <= histogram.amax("percentile", percentile) <= exact + bin_width
     assert histogram.counts.sum() == len(values)
     assert histogram.limit <= max(2.0**-24, 2 * float(np.abs(values).max()))  # so a bin is at most 1/2048 of the largest value
 
@@ -73,7 +72,7 @@ def test_a_percentile_is_that_of_the_sorted_values_within_one_bin(values: Values
 @given(batches=st.lists(ORDINARY | ARRAYS | POWERS, min_size=1, max_size=5), data=st.data())
 def test_statistics_are_the_same_in_any_order_and_in_any_pieces(batches: list[Values], data: st.DataObject) -> None:
     order = data.draw(st.permutations(batches))
-    for make in (lambda: AbsHistogram(90.0), AbsMax):
+    for make in (AbsHistogram, AbsMax):
         forward, shuffled, at_once = make(), make(), make()
         for batch in batches:
             forward.add(batch)
@@ -85,8 +84,84 @@ def test_statistics_are_the_same_in_any_order_and_in_any_pieces(batches: list[Va
             assert all(np.array_equal(value, vars(other)[key]) for key, value in vars(forward).items())
 
 
+SKEWED = st.tuples(st.integers(0, 2**32 - 1), st.integers(2, 6), st.sampled_from([0.0, 0.01]))  # seed, degrees of freedom, zeros
+
+
+def skewed(seed: int, freedom: int, zeros: float) -> Values:
+    """Values with the long tails of activations, some of them exactly 0."""
+    random = np.random.default_rng(seed)
+    values = random.standard_t(freedom, 3000)
+    return np.where(random.random(3000) < zeros, 0, values).astype(np.float32)
+
+
+def streamed(values: Values) -> AbsHistogram:
+    histogram = AbsHistogram()
+    for piece in np.array_split(values, 7):
+        histogram.add(piece)
+    return histogram
+
+
+def tried(values: Values, histogram: AbsHistogram) -> list[float]:
+    """The ranges that are worth trying: 97 bin edges from the 128th to the one above the largest value."""
+    last = int(np.abs(values).max() * BINS / histogram.limit) + 1
+    return [int(edge) * histogram.limit / BINS for edge in np.linspace(min(128, last), last, 97)]
+
+
+@settings(deadline=None, max_examples=25)
+@given(case=SKEWED)
+def test_the_mse_range_changes_the_values_themselves_least(case: tuple[int, int, float]) -> None:
+    values = skewed(*case)
+    histogram = streamed(values)
+
+    def error(amax: float) -> float:
+        step = amax / 127
+        return float(np.square(np.clip(np.rint(values / step), -127, 127) * step - values, dtype=np.float64).sum())
+
+    assert error(histogram.amax("mse")) <= 1.02 * min(map(error, tried(values, histogram)))
+
+
+@settings(deadline=None, max_examples=15)
+@given(case=SKEWED)
+def test_the_entropy_range_diverges_least_as_its_inventor_wrote_it(case: tuple[int, int, float]) -> None:
+    values = skewed(*case)
+    histogram = streamed(values)
+    counts, _ = np.histogram(np.abs(values.astype(np.float64)), BINS, (0, histogram.limit))
+    np.testing.assert_array_equal(histogram.counts, counts)
+
+    def divergence(amax: float) -> float:
+        edge = math.ceil(amax * BINS / histogram.limit - 1e-6)  # a range ends at the largest value, if that comes first
+        reference = counts[:edge].astype(np.float64)
+        reference[-1] += counts[edge:].sum()
+        spread = np.zeros(edge)
+        for level in range(128):
+            inside = [i for i in range(-(-level * edge // 128), -(-(level + 1) * edge // 128)) if counts[i]]
+            if inside:
+                spread[inside] = counts[inside].sum() / len(inside)
+        p, q = reference / reference.sum(), np.maximum(spread / spread.sum(), 1e-12)
+        return float(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a))
+
+    assert divergence(histogram.amax("entropy")) <= min(map(divergence, tried(values, histogram)[::4])) + 1e-9
+
+
+@given(values=ORDINARY)
+def test_no_method_goes_beyond_the_largest_value(values: Values) -> None:
+    histogram = AbsHistogram()
+    histogram.add(values)
+    assert histogram.amax("max") == float(np.abs(values).max())
+    for method in ("percentile", "mse", "entropy"):
+        assert 0 <= histogram.amax(method, 99.9) <= histogram.amax("max")
+
+
+def test_an_outlier_is_worth_clipping_to_mse_entropy_and_a_percentile_and_not_to_max() -> None:
+    values = np.append(np.random.default_rng(0).normal(size=100_000), [40]).astype(np.float32)
+    histogram = streamed(values)
+    assert histogram.amax("max") == 40
+    for method in ("percentile", "mse", "entropy"):
+        assert 2 < histogram.amax(method, 99.99) < 30
+
+
 def test_doubling_the_range_adds_up_neighbouring_bins() -> None:
-    histogram = AbsHistogram(100.0)
+    histogram = AbsHistogram()
     histogram.add(np.linspace(0, 0.999, 1000, dtype=np.float32))
     before = histogram.counts
     assert histogram.limit == 1
@@ -101,16 +176,18 @@ def test_the_maximum_is_that_of_all_magnitudes(batches: list[Values]) -> None:
     collector = AbsMax()
     for batch in batches:
         collector.add(batch)
-    assert collector.amax == float(np.abs(np.concatenate(batches)).max())
+    assert collector.amax() == float(np.abs(np.concatenate(batches)).max())
 
 
 def test_statistics_take_arrays_of_any_shape() -> None:
     values = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
-    for make in (lambda: AbsHistogram(90.0), AbsMax):
+    for make in (AbsHistogram, AbsMax):
         one, other = make(), make()
         one.add(values)
         other.add(values.ravel())
-        assert one.amax == other.amax > 0
+        assert one.amax("max") == other.amax("max") > 0
+        assert vars(one).keys() == vars(other).keys()
+        assert all(np.array_equal(value, vars(other)[key]) for key, value in vars(one).items())
 
 
 # A model
@@ -135,7 +212,7 @@ def linear_inputs(tiny: Tiny, files: list[ImageFile]) -> dict[str, NDArray[np.fl
 
 
 def test_ranges_are_the_largest_magnitudes_that_torch_feeds_each_linear(tiny: Tiny) -> None:
-    table = calibrate(tiny.onnx, tiny.files, RECIPE).table
+    table = calibrate(tiny.onnx, tiny.files, PLAIN).table
     expected = linear_inputs(tiny, tiny.files)
     found = {linear.name: linear.input for linear in linears(load(tiny.onnx))}
     assert set(found) == {"patch_embed", *expected}
@@ -143,11 +220,11 @@ def test_ranges_are_the_largest_magnitudes_that_torch_feeds_each_linear(tiny: Ti
     for name, activations in expected.items():
         assert table.amax[found[name]] == pytest.approx(np.abs(activations).max(), rel=1e-4)
     assert found["blocks.0.attention.q"] == found["blocks.0.attention.k"] == found["blocks.0.attention.v"]
-    assert (table.images, table.model_sha256, table.recipe) == (20, sha256(tiny.onnx), RECIPE)
+    assert (table.images, table.model_sha256, table.recipe) == (20, sha256(tiny.onnx), PLAIN)
 
 
 def test_a_percentile_cuts_off_that_part_of_what_torch_feeds_each_linear(tiny: Tiny) -> None:
-    table = calibrate(tiny.onnx, tiny.files, dataclasses.replace(RECIPE, method="percentile", percentile=97.0)).table
+    table = calibrate(tiny.onnx, tiny.files, dataclasses.replace(PLAIN, method="percentile", percentile=97.0)).table
     found = {linear.name: linear.input for linear in linears(load(tiny.onnx))}
     for name, activations in linear_inputs(tiny, tiny.files).items():
         exact = exact_percentile(activations.ravel(), 97)
@@ -156,8 +233,8 @@ def test_a_percentile_cuts_off_that_part_of_what_torch_feeds_each_linear(tiny: T
 
 
 def test_skipped_linears_need_no_range(tiny: Tiny) -> None:
-    everything = calibrate(tiny.onnx, tiny.files[:4], RECIPE).table.amax
-    fewer = calibrate(tiny.onnx, tiny.files[:4], dataclasses.replace(RECIPE, skip=("blocks.0.*", "head"))).table.amax
+    everything = calibrate(tiny.onnx, tiny.files[:4], PLAIN).table.amax
+    fewer = calibrate(tiny.onnx, tiny.files[:4], dataclasses.replace(PLAIN, skip=("blocks.0.*", "head"))).table.amax
     found = {linear.name: linear.input for linear in linears(load(tiny.onnx))}
     gone = {name for linear, name in found.items() if linear == "head" or linear.startswith("blocks.0.")}
     assert fewer == {name: amax for name, amax in everything.items() if name not in gone}
@@ -172,15 +249,25 @@ def test_the_order_of_files_does_not_matter_and_the_seed_and_number_do(tiny: Tin
     assert other.images_sha256 != table.images_sha256 and other.amax != table.amax
 
 
-def test_progress_runs_to_the_number_of_images(tiny: Tiny) -> None:
+@pytest.mark.parametrize(
+    ("method", "smoothing", "passes"), [("max", "none", 1), ("max", "fixed", 2), ("mse", "auto", 3), ("auto", "none", 2)]
+)
+def test_progress_runs_to_the_number_of_images_in_all_passes(
+    method: Method, smoothing: Exponent, passes: int, tiny: Tiny
+) -> None:
     told: list[tuple[int, int]] = []
-    calibrate(tiny.onnx, tiny.files, RECIPE, progress=lambda done, total: told.append((done, total)))
-    assert told == [(8, 20), (16, 20), (20, 20)]
+    calibrate(
+        tiny.onnx,
+        tiny.files,
+        dataclasses.replace(RECIPE, method=method, smoothing=smoothing),
+        progress=lambda *step: told.append(step),
+    )
+    assert told == [(done, 20 * passes) for done in range(1, 20 * passes + 1)]
 
 
 def test_too_few_images_are_an_error_with_both_numbers(tiny: Tiny) -> None:
     with pytest.raises(
-        VitEdgeError, match="only 3 images can be read for calibration, but the recipe 'int8' wants at least 16"
+        VitEdgeError, match="only 3 images can be read, but the recipe 'int8' calibrates on at least 16"
     ) as caught:
         calibrate(tiny.onnx, tiny.files[:3], Recipe())
     assert "min_images" in str(caught.value.hint)
@@ -200,7 +287,7 @@ def test_corrupt_images_are_left_out_and_counted(tiny: Tiny, tmp_path: Path) -> 
     assert (found.table.images, found.table.amax) == (17, expected.amax)
     assert len(found.skipped) == 3
     assert all(any(files[index].path.name in message for message in found.skipped) for index in (3, 7, 19))
-    with pytest.raises(VitEdgeError, match=r"only 17 images can be read .* at least 18"):
+    with pytest.raises(VitEdgeError, match=r"only 17 images can be read, .* at least 18"):
         calibrate(tiny.onnx, files, dataclasses.replace(RECIPE, min_images=18))
     for file in files:
         spoil(file.path)
@@ -244,42 +331,43 @@ def test_an_activation_that_is_infinite_names_the_tensor_and_the_image(tmp_path:
     white = files[10].path
     Image.new("RGB", (24, 32), "white").save(white)
     (second,) = [linear.input for linear in linears(load(tmp_path / "fp32.onnx")) if linear.name == "second"]
-    with pytest.raises(ModelError) as caught:
-        calibrate(tmp_path / "fp32.onnx", files, RECIPE)
-    assert str(caught.value) == f"the activation {second!r} is NaN or infinite for {white}"
+    for recipe in (RECIPE, PLAIN):
+        with pytest.raises(ModelError) as caught:
+            calibrate(tmp_path / "fp32.onnx", files, recipe)
+        assert str(caught.value) == f"the activation {second!r} is NaN or infinite for {white}"
 
 
 # Streaming
 
 
-def test_activations_come_in_batches_with_their_images(tiny: Tiny) -> None:
+def test_activations_come_with_their_image(tiny: Tiny) -> None:
     model = load(tiny.onnx)
     tensors = [linear.input for linear in linears(model)][1:3]
     skipped: list[str] = []
-    batches = list(stream_activations(model, tensors, tiny.files, skipped))
-    assert [len(files) for files, _ in batches] == [BATCH, BATCH, 20 - 2 * BATCH] and not skipped
-    assert [file for files, _ in batches for file in files] == tiny.files
+    found = list(stream_activations(model, tensors, tiny.files, skipped))
+    assert [file for file, _ in found] == tiny.files and not skipped
+    assert all(len(array) == 1 for _, activations in found for array in activations.values())
     card_images = np.stack([resize(decode(file.path), tiny_preprocess()) for file in tiny.files])
     rows = engine_rows(card_images, ModelCard("tiny", "embed", tiny_preprocess(), patch=8))
     for index, name in enumerate(tensors):
         expected = run_graph(model, rows, tensors)[index]
-        given = np.concatenate([activations[name] for _, activations in batches])
+        given = np.concatenate([activations[name] for _, activations in found])
         np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_neither_images_nor_activations_are_kept_longer_than_their_batch(tiny: Tiny, tmp_path: Path) -> None:
-    files = list_images(write_noise(tmp_path, 5 * BATCH))
+def test_neither_images_nor_activations_are_kept_longer_than_their_turn(tiny: Tiny, tmp_path: Path) -> None:
+    files = list_images(write_noise(tmp_path, 4 * LOOK_AHEAD))
     model, skipped = load(tiny.onnx), list[str]()
     stream = stream_activations(model, [linears(model)[1].input], files, skipped)
     _, activations = next(stream)
     earlier = weakref.ref(next(iter(activations.values())))
-    for file in files[3 * BATCH :]:
+    for file in files[2 * LOOK_AHEAD :]:
         file.path.unlink()  # had they been read already, they would not be missed
     del activations
     second, _ = next(stream)
-    assert len(second) == BATCH and earlier() is None
-    assert sum(len(batch) for batch, _ in stream) == BATCH
-    assert len(skipped) == 2 * BATCH
+    assert second == files[1] and earlier() is None
+    assert [file for file, _ in stream] == files[2 : 2 * LOOK_AHEAD]
+    assert len(skipped) == 2 * LOOK_AHEAD
 
 
 # Tables

@@ -244,3 +244,61 @@ def test_what_is_saved_is_loaded_again(tiny: Tiny, tmp_path: Path) -> None:
     graph.save(model, tmp_path / "deep" / "copy.onnx")
     assert graph.load(tmp_path / "deep" / "copy.onnx") == model
     assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.INT8
+
+
+# The weight and bias of a Linear
+
+
+def linear_graph(form: str) -> ModelProto:
+    """y = x w + b, as a Gemm, a Gemm with its weight the other way, or a MatMul with its bias on either side of an Add."""
+    weight, bias = np.arange(12, dtype=np.float32).reshape(6, 2), np.float32([1, -1])
+    if form.startswith("Gemm"):
+        flipped = {"transB": 1} if form == "Gemm transB" else {}
+        inputs = ["x", "w", *(["b"] if form != "Gemm without bias" else [])]
+        nodes = [make_node("Gemm", inputs, ["y"], name="linear", **flipped)]
+        return float_graph(nodes, {"w": weight.T if flipped else weight, "b": bias}, (6,))
+    nodes = [make_node("MatMul", ["x", "w"], ["h" if "Add" in form else "y"], name="linear")]
+    if "Add" in form:
+        nodes.append(make_node("Add", ["b", "h"] if form == "MatMul and Add, turned" else ["h", "b"], ["y"]))
+    return float_graph(nodes, {"w": weight, "b": bias}, (6,))
+
+
+FORMS = ("Gemm", "Gemm transB", "Gemm without bias", "MatMul", "MatMul and Add", "MatMul and Add, turned")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_linear_is_read_and_written_in_every_form(form: str) -> None:
+    model = linear_graph(form)
+    (linear,) = graph.linears(model)
+    bias = graph.linear_bias(model, linear)
+    assert (bias is None) == (form in ("Gemm without bias", "MatMul")) and graph.linear_output(model, linear) == "y"
+    expected = X @ graph.linear_weight(model, linear) + (0 if bias is None else bias)
+    np.testing.assert_allclose(run_graph(model, X)[0], expected, rtol=1e-6)
+    weight = np.cos(np.arange(12)).reshape(6, 2)
+    graph.set_linear(model, linear, weight, np.array([5.0, 7.0]))
+    np.testing.assert_allclose(run_graph(model, X)[0], X @ weight + [5, 7], rtol=1e-6)
+    np.testing.assert_array_equal(graph.linear_weight(model, linear), weight.astype(np.float32))
+    np.testing.assert_array_equal(graph.linear_bias(model, linear), [5, 7])
+    assert graph.linear_output(model, linear) == "y"
+
+
+def test_a_product_that_is_read_twice_has_no_bias_of_its_own() -> None:
+    nodes = [
+        make_node("MatMul", ["x", "w"], ["h"], name="linear"),
+        make_node("Add", ["h", "b"], ["y"]),
+        make_node("Neg", ["h"], ["z"]),
+    ]
+    model = float_graph(nodes, {"w": np.eye(6, dtype=np.float32), "b": np.ones(6, np.float32)}, (6,), outputs=("y", "z"))
+    (linear,) = graph.linears(model)
+    assert graph.linear_bias(model, linear) is None
+    graph.set_linear(model, linear, bias=np.full(6, 2.0))
+    y, z = run_graph(model, X)
+    np.testing.assert_array_equal(y, X + 3)
+    np.testing.assert_array_equal(z, -X - 2)
+
+
+def test_a_product_with_a_factor_is_no_linear() -> None:
+    """Smoothing and bias correction take y = x w + b at its word."""
+    model = linear_graph("Gemm")
+    model.graph.node[0].attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT, f=2.0)
+    assert graph.linears(model) == []

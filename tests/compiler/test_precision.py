@@ -70,7 +70,7 @@ def test_images_maps_and_several_outputs_do_too(kind: type) -> None:
 
 
 def test_the_int8_form_is_as_far_from_fp32_in_either_type(tiny: Tiny, tmp_path: Path) -> None:
-    quantize(tiny.onnx, calibrate(tiny.onnx, tiny.files, Recipe()).table, tmp_path / "int8.onnx")
+    quantize(tiny.onnx, calibrate(tiny.onnx, tiny.files, Recipe()).table, tmp_path / "int8.onnx", tiny.files)
     reference, int8 = graph.load(tiny.onnx), graph.load(tmp_path / "int8.onnx")
     half, patches = halved(int8), rows(graph.model_card(reference))
     (y,), (single,), (halves,) = (run_graph(model, patches) for model in (reference, int8, half))

@@ -19,19 +19,14 @@ from torch import nn
 
 from tests.compiler.conftest import Tiny
 from tests.engines import sqnr_db
-from tests.models import DEPTH, engine_rows, float_graph, operators, random_images, run_graph, tiny_preprocess
+from tests.models import DEPTH, PLAIN, engine_rows, float_graph, operators, random_images, run_graph, tiny_preprocess
 from vitedge.compiler import graph
 from vitedge.compiler.calibrate import calibrate
-from vitedge.compiler.quantize import (
-    QMAX,
-    chosen_linears,
-    leave_float,
-    quantize,
-    quantize_linears,
-    quantized_activations,
-    to_int8,
-    weight_scales,
-)
+from vitedge.compiler.qdq import QMAX
+from vitedge.compiler.quantize import leave_float, quantize, quantize_linears
+from vitedge.compiler.rounding import round_to_nearest
+from vitedge.compiler.select import chosen_linears, quantized_activations
+from vitedge.compiler.weights import weight_scales
 from vitedge.errors import ModelError
 from vitedge.images import decode
 from vitedge.preprocess import resize
@@ -60,7 +55,7 @@ class Quantized:
 
 def quantized(tiny: Tiny, folder: Path, recipe: Recipe = RECIPE) -> Quantized:
     table = calibrate(tiny.onnx, tiny.files, recipe).table
-    quantize(tiny.onnx, table, folder / "int8.onnx")
+    quantize(tiny.onnx, table, folder / "int8.onnx", tiny.files)
     model = graph.load(folder / "int8.onnx")
     return Quantized(folder / "int8.onnx", model, table, graph.producers(model), graph.constants(model))
 
@@ -68,6 +63,12 @@ def quantized(tiny: Tiny, folder: Path, recipe: Recipe = RECIPE) -> Quantized:
 @pytest.fixture(scope="module")
 def int8(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     return quantized(tiny, tmp_path_factory.mktemp("int8"))
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """The weights as torch has them, each rounded to nearest."""
+    return quantized(tiny, tmp_path_factory.mktemp("plain"), PLAIN)
 
 
 def torch_linears(tiny: Tiny) -> dict[str, nn.Linear]:
@@ -147,11 +148,11 @@ def test_activations_have_one_scale_that_puts_their_range_at_127(int8: Quantized
         assert back.input[1] == node.input[1] and back.input[0] == node.output[0]
 
 
-def test_weights_have_a_scale_an_output_channel_that_puts_its_largest_at_127(tiny: Tiny, int8: Quantized) -> None:
+def test_weights_have_a_scale_an_output_channel_that_puts_its_largest_at_127(tiny: Tiny, plain: Quantized) -> None:
     for name, linear in torch_linears(tiny).items():
         weight = linear.weight.numpy()  # [out, in]
-        node = int8.weight(name)
-        stored, scale = int8.known[node.input[0]], int8.known[node.input[1]]
+        node = plain.weight(name)
+        stored, scale = plain.known[node.input[0]], plain.known[node.input[1]]
         axis = graph.attribute(node, "axis")
         turned = stored if axis == 0 else stored.T
         assert scale.shape == (len(weight),) == (stored.shape[axis],)
@@ -162,7 +163,7 @@ def test_weights_have_a_scale_an_output_channel_that_puts_its_largest_at_127(tin
 
 
 def test_per_tensor_weights_have_one_scale(tiny: Tiny, tmp_path: Path) -> None:
-    coarse = quantized(tiny, tmp_path, dataclasses.replace(RECIPE, per_channel=False))
+    coarse = quantized(tiny, tmp_path, dataclasses.replace(PLAIN, per_channel=False))
     for name, linear in torch_linears(tiny).items():
         scale = coarse.known[coarse.weight(name).input[1]]
         assert scale.shape == () and float(scale) == pytest.approx(np.abs(linear.weight.numpy()).max() / 127, rel=1e-6)
@@ -175,44 +176,44 @@ WEIGHTS = hnp.arrays(
 
 
 @settings(deadline=None)
-@given(weight=WEIGHTS, axis=st.integers(0, 1), per_channel=st.booleans())
-def test_no_weight_is_off_by_more_than_half_a_step(weight: NDArray[np.float32], axis: int, per_channel: bool) -> None:
-    scales = weight_scales(weight, axis, per_channel)
-    integers = to_int8(weight, scales, axis)
-    assert scales.shape == ((weight.shape[axis],) if per_channel else ())
-    assert integers.dtype == np.int8 and np.abs(integers.astype(int)).max() <= 127
-    steps = np.expand_dims(scales, 1 - axis) if per_channel else scales
-    assert (np.abs(integers * steps.astype(np.float64) - weight) <= steps * 0.5001).all()
+@given(weight=WEIGHTS, qmax=st.sampled_from([7, 127]), per_channel=st.booleans())
+def test_no_weight_is_off_by_more_than_half_a_step(weight: NDArray[np.float32], qmax: int, per_channel: bool) -> None:
+    scales = weight_scales(weight, qmax, per_channel)
+    integers = round_to_nearest(weight, scales, qmax)
+    assert scales.shape == ((weight.shape[1],) if per_channel else ())
+    assert integers.dtype == np.int8 and np.abs(integers.astype(int)).max() <= qmax
+    assert (np.abs(integers * scales.astype(np.float64) - weight) <= scales * 0.5001).all()
 
 
 def test_a_channel_of_zeros_stays_zeros() -> None:
-    weight = np.float32([[0, 0, 0], [1, -2, 0.5]])
-    scales = weight_scales(weight, 0, per_channel=True)
+    weight = np.float32([[0, 1], [0, -2], [0, 0.5]])
+    scales = weight_scales(weight, 127, per_channel=True)
     assert (scales > 0).all()
-    np.testing.assert_array_equal(to_int8(weight, scales, 0), [[0, 0, 0], [64, -127, 32]])
-    assert not to_int8(np.zeros((2, 3), np.float32), weight_scales(np.zeros((2, 3), np.float32), 1, per_channel=True), 1).any()
+    np.testing.assert_array_equal(round_to_nearest(weight, scales, 127), [[0, 64], [0, -127], [0, 32]])
+    zeros = np.zeros((2, 3), np.float32)
+    assert not round_to_nearest(zeros, weight_scales(zeros, 127, per_channel=False), 127).any()
 
 
 def test_an_activation_that_is_always_zero_does_no_harm(tiny: Tiny) -> None:
     model = graph.load(tiny.onnx)
-    names = quantized_activations(model, RECIPE)
-    quantize_linears(model, ScaleTable(RECIPE, "", "", 4, dict.fromkeys(names, 0.0)))
+    names = quantized_activations(model, PLAIN)
+    quantize_linears(model, ScaleTable(PLAIN, "", "", 4, dict.fromkeys(names, 0.0)))
     assert np.isfinite(run_graph(model, rows(tiny))[0]).all()
 
 
 # The function
 
 
-def test_one_linear_equals_integer_arithmetic_in_numpy(tiny: Tiny, int8: Quantized) -> None:
+def test_one_linear_equals_integer_arithmetic_in_numpy(tiny: Tiny, plain: Quantized) -> None:
     for name in ("blocks.0.attention.k", "blocks.1.fc2", "head"):
-        node = int8.node(name)
-        quantizer = int8.makers[int8.makers[node.input[0]].input[0]]
-        end = node if node.op_type == "Gemm" else next(n for n in int8.model.graph.node if node.output[0] in n.input)
-        x, y = run_graph(int8.model, rows(tiny), [quantizer.input[0], end.output[0]])
-        x_scale = float(int8.known[quantizer.input[1]])
+        node = plain.node(name)
+        quantizer = plain.makers[plain.makers[node.input[0]].input[0]]
+        end = node if node.op_type == "Gemm" else next(n for n in plain.model.graph.node if node.output[0] in n.input)
+        x, y = run_graph(plain.model, rows(tiny), [quantizer.input[0], end.output[0]])
+        x_scale = float(plain.known[quantizer.input[1]])
         integers = np.clip(np.rint(x / np.float32(x_scale)), -128, 127).astype(np.int64)
-        dequantizer = int8.weight(name)
-        stored, w_scale = int8.known[dequantizer.input[0]].astype(np.int64), int8.known[dequantizer.input[1]]
+        dequantizer = plain.weight(name)
+        stored, w_scale = plain.known[dequantizer.input[0]].astype(np.int64), plain.known[dequantizer.input[1]]
         matrix = stored.T if graph.attribute(dequantizer, "axis") == 0 else stored
         expected = (integers @ matrix) * (x_scale * w_scale.astype(np.float64)) + torch_linears(tiny)[name].bias.numpy()
         np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -236,7 +237,7 @@ def test_the_quantized_model_is_close_to_the_float_model(tiny: Tiny, int8: Quant
 
 
 def test_quantizing_twice_writes_the_same_bytes(tiny: Tiny, int8: Quantized, tmp_path: Path) -> None:
-    assert quantize(tiny.onnx, int8.table, tmp_path / "again.onnx") == len(torch_linears(tiny)) + 1
+    assert quantize(tiny.onnx, int8.table, tmp_path / "again.onnx", tiny.files) == len(torch_linears(tiny)) + 1
     assert (tmp_path / "again.onnx").read_bytes() == int8.path.read_bytes()
 
 
@@ -295,7 +296,7 @@ def test_a_float_recipe_changes_the_metadata_alone(tiny: Tiny, tmp_path: Path) -
 def test_scales_of_another_model_are_refused_and_nothing_is_written(tiny: Tiny, int8: Quantized, tmp_path: Path) -> None:
     table = dataclasses.replace(int8.table, model_sha256="0" * 64)
     with pytest.raises(ModelError, match=r"these scales were calibrated on another model than .*fp32.onnx"):
-        quantize(tiny.onnx, table, tmp_path / "int8.onnx")
+        quantize(tiny.onnx, table, tmp_path / "int8.onnx", tiny.files)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -303,7 +304,7 @@ def test_a_table_without_a_tensor_names_it(tiny: Tiny, int8: Quantized, tmp_path
     missing = list(int8.table.amax)[3]
     amax = {name: value for name, value in int8.table.amax.items() if name != missing}
     with pytest.raises(ModelError, match=f"the scale table has no range for '{missing}'"):
-        quantize(tiny.onnx, dataclasses.replace(int8.table, amax=amax), tmp_path / "int8.onnx")
+        quantize(tiny.onnx, dataclasses.replace(int8.table, amax=amax), tmp_path / "int8.onnx", tiny.files)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -322,7 +323,7 @@ def test_two_linears_of_one_weight_are_both_quantized() -> None:
     model = float_graph(nodes, {"w": shared}, (4, 4))
     x = np.random.default_rng(1).normal(size=(2, 4, 4)).astype(np.float32)
     reference = run_graph(model, x)[0]
-    table = ScaleTable(RECIPE, "", "", 4, {"x": float(np.abs(x).max()), "a": float(np.abs(x @ shared).max())})
+    table = ScaleTable(PLAIN, "", "", 4, {"x": float(np.abs(x).max()), "a": float(np.abs(x @ shared).max())})
     assert quantize_linears(model, table) == 2
     assert Counter(operators(model))["QuantizeLinear"] == 2
     assert sqnr_db(reference, run_graph(model, x)[0]) > 30

@@ -24,6 +24,7 @@ from vitedge.compiler.calibrate import calibrate
 from vitedge.compiler.precision import to_half
 from vitedge.compiler.quantize import leave_float, quantize
 from vitedge.specs import Recipe
+from vitedge.workspace import BUILTIN_RECIPES
 
 trt: Any = pytest.importorskip(
     "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'vitedge[rtx]'", exc_type=ImportError
@@ -31,9 +32,20 @@ trt: Any = pytest.importorskip(
 RECIPES = {
     "float": Recipe(name="fp32", method="none"),
     "int8": Recipe(),
+    "int8-fast": BUILTIN_RECIPES["int8-fast"],
+    "int8-attention": BUILTIN_RECIPES["int8-attention"],
+    "int4": Recipe(name="int4", int4=("*",)),
+    "one scale": Recipe(name="coarse", per_channel=False, method="auto", skip=("*q_proj",)),
 }
 TYPES = ("fp32", "fp16")
 MODULES = {"image-stem": OverlappingStem, "resize": Upsampled}
+FUSED = ("vit", "deit", "dinov2", "clip", "siglip", "fashion-mnist")  # whose attention qualifies for INT8
+CASES = [
+    *((name, recipe) for recipe in ("float", "int8") for name in (*NAMES, *MODULES)),
+    *((name, "int8-attention") for name in FUSED),
+    *(("vit", recipe) for recipe in RECIPES if recipe not in ("float", "int8", "int8-attention")),
+    *((name, "int4") for name in NAMES),
+]
 BATCH = (1, 2, 4)
 Make = Callable[[str, str], Path]
 
@@ -93,7 +105,7 @@ def make(family: Callable[[str], Exported], tiny: Tiny, tmp_path_factory: pytest
         if RECIPES[recipe].method == "none":
             leave_float(source, RECIPES[recipe], path)
         else:
-            quantize(source, calibrate(source, tiny.files, RECIPES[recipe]).table, path)
+            quantize(source, calibrate(source, tiny.files, RECIPES[recipe]).table, path, tiny.files)
         return path
 
     return cache(made)
@@ -110,8 +122,7 @@ def in_type(path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", [*NAMES, *MODULES])
+@pytest.mark.parametrize(("name", "recipe"), CASES)
 def test_every_graph_is_parsed_and_built(name: str, recipe: str, kind: str, make: Make) -> None:
     assert build(in_type(make(name, recipe), kind)) > 0
 

@@ -164,6 +164,11 @@ def match_labels(folders: Sequence[str], card: ModelCard) -> dict[str, int]:
     return found
 
 
+def sqnr_db(signal: float, noise: float) -> float | None:
+    """The power of a signal over that of a noise in dB, at most what float32 can tell; None where there is no signal."""
+    return 10 * math.log10(signal / max(noise, signal * FLOAT32_NOISE)) if signal else None
+
+
 def _classes(card: ModelCard, files: Sequence[ImageFile], problems: list[str]) -> dict[str, int]:
     """Folder name -> class index for one model; folders without one are told to `problems`, once a model."""
     folders = labels_of(files)
@@ -253,16 +258,12 @@ class _Tally:
             top1=_percent(self.top1, self.labelled),
             top5=_percent(self.top5, self.labelled) if self.classes > 5 else None,
             agreement=_percent(self.agreed, self.compared) if self.classifier else None,
-            sqnr_db=_sqnr_db(self.signal, self.noise),
+            sqnr_db=sqnr_db(self.signal, self.noise),
         )
 
 
 def _percent(part: int, whole: int) -> float | None:
     return 100 * part / whole if whole else None
-
-
-def _sqnr_db(signal: float, noise: float) -> float | None:
-    return 10 * math.log10(signal / max(noise, signal * FLOAT32_NOISE)) if signal else None
 
 
 def _matches(folders: Sequence[str], labels: Sequence[str], form: Callable[[str], str]) -> dict[str, int]:

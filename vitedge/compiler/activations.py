@@ -9,6 +9,7 @@ has: so no statistic can depend on a batch size. Knows nothing of what is made o
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,10 +43,10 @@ def stream_activations(
         yield file, _run(session, tensors, row, file)
 
 
-def read_inputs(model: ModelProto, files: Sequence[ImageFile]) -> NDArray[Any]:
-    """The images of `files` that can be decoded, as a batch of the model's input."""
+def read_inputs(model: ModelProto, files: Sequence[ImageFile], count: int) -> NDArray[Any]:
+    """The first `count` images of `files` that can be decoded, as a batch of the model's input."""
     card = model_card(model)
-    images = [image for _, image in stream(files, [])]
+    images = [image for _, image in itertools.islice(stream(files, []), count)]
     rows = np.empty((len(images), *input_shape(card)), input_dtype(card))
     for image, row in zip(images, rows, strict=True):
         write_input(image, card, row)

@@ -22,7 +22,6 @@ from onnx import ModelProto
 from vitedge.compiler.activations import Activations, images_sha256, read_inputs, stream_activations
 from vitedge.compiler.choose import Candidate, choose_smoothing, joined_weights, output_errors
 from vitedge.compiler.graph import load
-from vitedge.compiler.qdq import TINY
 from vitedge.compiler.quantize import prepare
 from vitedge.compiler.select import chosen_linears, quantized_activations
 from vitedge.compiler.smooth import prove
@@ -33,6 +32,7 @@ from vitedge.workspace import read_json, sha256, write_json
 
 BINS = 4096
 LEVELS = 128  # of |x|: 0 to 127
+FLOOR = 1e-12  # of a range to judge, so that nothing divided by its step overflows
 PROVED = 4  # images that must come out of the smoothed model as out of the original
 AUTO: tuple[Method, ...] = ("max", "percentile", "mse", "entropy")  # what the method "auto" chooses from
 Float32 = NDArray[np.float32]
@@ -155,7 +155,7 @@ def calibrate(
     if recipe.smoothing != "none":
         smoothing = choose_smoothing(model, chosen, recipe, step)
         model = prepare(original, recipe, smoothing)
-        prove(original, model, read_inputs(model, chosen[:PROVED]))
+        prove(original, model, read_inputs(model, chosen, PROVED))
     ranges = _Ranges(quantized_activations(model, recipe), recipe)
     for index, (_, activations) in enumerate(stream_activations(model, list(ranges.whole), chosen, skipped)):
         ranges.add(index, activations)
@@ -217,7 +217,7 @@ class _Ranges:
 
 
 def _clipped(amax: float) -> Candidate:
-    return Candidate(np.ones(1), np.zeros(1), max(amax, TINY))
+    return Candidate(np.ones(1), np.zeros(1), max(amax, FLOOR))
 
 
 def save_table(table: ScaleTable, path: Path) -> None:

@@ -189,13 +189,13 @@ def _rounding_error(channels: Channels, weight: Float32, scale: Float64) -> floa
 
 
 def _smoothing(channels: Channels, weight: Float32, exponent: float, recipe: Recipe, site: Site) -> Smoothing:
-    """The Smoothing of all images together, in three digits: far below any step, and short in a diff."""
+    """The Smoothing of all images together, rounded so that the table stays short; ranges are taken after it."""
     candidate = _candidate(channels, weight, exponent, recipe.shift)
     # INT8 softmax rows do not quite sum to 1; around the mean, what is missing is missing from nothing
     centered = recipe.shift and recipe.attention and site.how == "values"
     shift = channels.mean if centered else candidate.shift
-    return Smoothing(tuple(map(_digits, candidate.scale)), tuple(map(_digits, shift)))
+    return Smoothing(tuple(_digits(x, 3) for x in candidate.scale), tuple(_digits(x, 5) for x in shift))
 
 
-def _digits(value: float) -> float:
-    return float(f"{value:.3g}")
+def _digits(value: float, count: int) -> float:
+    return float(f"{value:.{count}g}")

@@ -105,6 +105,16 @@ def compare(module: torch.nn.Module, model: ModelProto, card: ModelCard, images:
         return Difference(random, _difference(module, session, card, ([image] for image in itertools.chain([first], real))))
 
 
+def run_module(module: torch.nn.Module, card: ModelCard, rows: NDArray[Any]) -> list[NDArray[np.float32]]:
+    """Every output of `module` for `rows`, [count, ...] of int8 patches or uint8 pixels as `card` says."""
+    with torch.inference_mode():
+        answer = module(torch.from_numpy(_normalised(rows, card)))
+    tensors = [answer] if isinstance(answer, torch.Tensor) else answer
+    if not isinstance(tensors, (tuple, list)) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        raise ModelError(f"forward() of {card.name} returns {type(answer).__name__}", hint=OUTPUT_HINT)
+    return [tensor.float().numpy() for tensor in tensors]
+
+
 def _trace(module: torch.nn.Module, spec: Preprocess) -> ModelProto:
     """torch.onnx.export with a dynamic batch, its chatter silenced and its error made one sentence."""
     example = torch.zeros(2, spec.channels, *spec.size)  # torch.export takes a batch of 1 for a constant
@@ -209,13 +219,8 @@ def _answers(
     rows = np.empty((len(images), *input_shape(card)), input_dtype(card))
     for row, image in zip(rows, images, strict=True):
         write_input(image, card, row)
-    with torch.inference_mode():
-        answer = module(torch.from_numpy(_normalised(rows, card)))
-    expected = [answer] if isinstance(answer, torch.Tensor) else answer
-    if not isinstance(expected, (tuple, list)) or not all(isinstance(tensor, torch.Tensor) for tensor in expected):
-        raise ModelError(f"forward() of {card.name} returns {type(answer).__name__}", hint=OUTPUT_HINT)
+    references = run_module(module, card, rows)
     given = session.run(None, {session.get_inputs()[0].name: rows})
-    references = [tensor.float().numpy() for tensor in expected]
     for output, a, reference in zip(card.outputs, given, references, strict=True):
         if a.shape != reference.shape or a.shape[:1] != (len(images),):
             shapes = f"{list(a.shape)} in ONNX and {list(reference.shape)} in torch for {len(images)} images"

@@ -172,10 +172,15 @@ def linears(model: ModelProto) -> list[Linear]:
     weights = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 2}
     found = []
     for node in model.graph.node:
-        if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights and not attribute(node, "transA", 0):
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights and _is_plain(node):
             axis = 0 if attribute(node, "transB", 0) else 1
             found.append(Linear(node.name, node, node.input[0], node.input[1], axis))
     return found
+
+
+def _is_plain(node: NodeProto) -> bool:
+    """Whether a MatMul or Gemm multiplies its first input as it is, and by nothing but the weight."""
+    return not attribute(node, "transA", 0) and attribute(node, "alpha", 1.0) == 1
 
 
 def constant(model: ModelProto, name: str) -> Array | None:

@@ -22,11 +22,12 @@ def quantized_activations(model: ModelProto, recipe: Recipe) -> list[str]:
 
 
 def chosen_linears(model: ModelProto, recipe: Recipe) -> list[Linear]:
-    """The Linears that `recipe` quantizes; none at all, or a pattern in `skip` that fits none, is a ModelError."""
+    """The Linears that `recipe` quantizes; none at all, or a pattern in `skip` or `int4` that fits none, is a ModelError."""
     found = linears(model)
-    for pattern in recipe.skip:
-        if not any(fnmatch(linear.name, pattern) for linear in found):
-            raise ModelError(f"the recipe skips {pattern!r}, but no Linear has such a name", hint=_similar(pattern, found))
+    for verb, patterns in (("skips", recipe.skip), ("gives 4 bits to", recipe.int4)):
+        for pattern in patterns:
+            if not any(fnmatch(linear.name, pattern) for linear in found):
+                raise ModelError(f"the recipe {verb} {pattern!r}, but no Linear has such a name", hint=_similar(pattern, found))
     chosen = [linear for linear in found if not any(fnmatch(linear.name, pattern) for pattern in recipe.skip)]
     if not chosen:
         what = f"the recipe skips every one of its {len(found)} Linears" if found else "it has no Linear"

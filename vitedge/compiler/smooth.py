@@ -176,40 +176,39 @@ def _value_channels(model: ModelProto, tensors: list[str]) -> dict[str, Channels
     """For each of `tensors` whose channels are means over tokens of outputs of Linears: which outputs of which.
 
     Every output of every Linear is made a number of its own, whatever the input, and the graph run: a mean of equal numbers
-    is that number, so what arrives says where it came from. The numbers are negative: no activation function passes those.
+    is that number, so what arrives says where it came from. So does a sum of several, falsely; numbered in another order, it
+    would have to come from elsewhere. The numbers are negative: no activation function passes those.
     """
-    sizes = [(linear.name, linear_weight(model, linear).shape[1]) for linear in linears(model)]
-    total = sum(size for _, size in sizes)
-    # Sums of numbers are numbers too, of other outputs: twice the same outputs they are only by an unlikely accident.
-    orders = np.arange(total), np.random.default_rng(0).permutation(total)
-    answers = [_run_blank(_numbered(model, order), tensors) for order in orders]
-    firsts = np.cumsum([0, *(size for _, size in sizes)])
-    numbered = [(name, int(first), size) for (name, size), first in zip(sizes, firsts, strict=False)]
+    numbered, total = [], 0
+    for linear in linears(model):
+        count = linear_weight(model, linear).shape[1]
+        numbered.append((linear.name, total, count))
+        total += count
+    mixed = np.random.default_rng(0).permutation(total)
+    first, second = (_run_numbered(model, tensors, numbers) for numbers in (np.arange(total), mixed))
     found = {}
-    for tensor in tensors:
-        decoded = [_decoded(answer[tensor], order) for answer, order in zip(answers, orders, strict=True)]
-        if decoded[0] is not None and decoded[1] is not None and np.array_equal(decoded[0], decoded[1]):
-            found[tensor] = _sources(decoded[0], numbered)
+    for tensor, numbers in first.items():
+        distinct = tensor in second and numbers.max() < total and len(set(numbers)) == len(numbers)
+        if distinct and np.array_equal(mixed[numbers], second[tensor]):
+            found[tensor] = _sources(numbers, numbered)
     return found
 
 
-def _numbered(model: ModelProto, order: NDArray[np.int64]) -> ModelProto:
-    """The model with output i of all outputs of its Linears always -1 - order[i]."""
-    probe, first = graph.copy_of(model), 0
+def _run_numbered(model: ModelProto, tensors: list[str], numbers: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """For those of `tensors` that carry a number from 0 on in each channel, the same in all tokens: these numbers."""
+    probe, used = ModelProto(), 0
+    probe.CopyFrom(model)
     for linear in linears(probe):
         weight = linear_weight(probe, linear)
-        numbers = -1.0 - order[first : first + weight.shape[1]]
-        set_linear(probe, linear, np.zeros_like(weight), numbers)
-        first += weight.shape[1]
-    return probe
-
-
-def _decoded(answer: NDArray[Any], order: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """Which output each channel of a tensor holds in all its rows; None where it holds something else."""
-    rows = answer.reshape(-1, answer.shape[-1])
-    numbers = np.rint(-rows[0] - 1).astype(np.int64)
-    exact = np.abs(rows + 1 + numbers).max() < 0.25 and numbers.min() >= 0 and numbers.max() < len(order)
-    return np.argsort(order)[numbers] if exact and len(set(numbers)) == len(numbers) else None
+        set_linear(probe, linear, np.zeros_like(weight), -1.0 - numbers[used : used + weight.shape[1]])
+        used += weight.shape[1]
+    found = {}
+    for tensor, array in _run_blank(probe, tensors).items():
+        rows = array.reshape(-1, array.shape[-1])
+        arrived = np.rint(-rows[0] - 1).astype(np.int64)
+        if np.abs(rows + 1 + arrived).max() < 0.25 and arrived.min() >= 0:
+            found[tensor] = arrived
+    return found
 
 
 def _sources(numbers: NDArray[np.int64], numbered: list[tuple[str, int, int]]) -> Channels:
