@@ -26,7 +26,9 @@ from vitedge.runtime.overlay import open_recorder
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
-COMMANDS = ("make", "export", "calibrate", "quantize", "build", "run", "bench", "verify", "sensitivity", "doctor", "init", "models")
+COMMANDS = (
+    "make", "export", "calibrate", "quantize", "build", "run", "bench", "verify", "sensitivity", "doctor", "init", "models"
+)  # fmt: skip
 VITEDGE = "import sys; from vitedge.cli import main; sys.argv[0] = 'vitedge'; main()"
 TINY = '''
 import torch

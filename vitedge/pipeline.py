@@ -429,7 +429,7 @@ def _rows(prepared: ModelProto, files: Sequence[ImageFile], recipe: Recipe, limi
     """The first `limit` calibration images as the model takes them."""
     from vitedge.compiler.activations import read_inputs
 
-    return read_inputs(prepared, sample(files, limit, recipe.seed))
+    return read_inputs(prepared, sample(files, limit, recipe.seed), limit)
 
 
 def _scales_path(model: Path, recipe: Recipe, root: Path) -> Path:

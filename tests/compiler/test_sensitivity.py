@@ -62,7 +62,7 @@ def make_pair(tiny: Tiny, model: Path, folder: Path, recipe: Recipe) -> Pair:
     table = calibrate(model, tiny.files, recipe).table
     quantize(model, table, folder / "int8.onnx", tiny.files)
     prepared = prepare(graph.load(model), recipe, table.smoothing)
-    return Pair(model, table, graph.load(folder / "int8.onnx"), prepared, read_inputs(prepared, tiny.files[:6]))
+    return Pair(model, table, graph.load(folder / "int8.onnx"), prepared, read_inputs(prepared, tiny.files, 6))
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_a_recipe_with_a_bound_frees_until_it_holds(spoilt: Pair, tiny: Tiny, tm
     count = quantize(spoilt.model, table, tmp_path / "mixed.onnx", tiny.files)
     mixed = graph.load(tmp_path / "mixed.onnx")
     assert BAD in recipe_of(mixed).skip and count == len(spoilt.names) - len(recipe_of(mixed).skip)
-    assert Judge(spoilt.prepared, read_inputs(spoilt.prepared, tiny.files)).sqnr_db(mixed) >= before + 2
+    assert Judge(spoilt.prepared, read_inputs(spoilt.prepared, tiny.files, 32)).sqnr_db(mixed) >= before + 2
     assert costs_path(tmp_path / "mixed.onnx").is_file()
     with pytest.raises(VitEdgeError, match="missed even with all"):
         impossible = dataclasses.replace(recipe, min_sqnr_db=1000.0)

@@ -239,7 +239,7 @@ def bounded(int8: ModelProto, prepared: ModelProto, files: Sequence[ImageFile], 
 
     path: keeps the costs, as in `sensitivity`. It is a VitEdgeError if the bound cannot be met.
     """
-    rows, wanted = read_inputs(prepared, files[:BOUND_IMAGES]), recipe_of(int8).min_sqnr_db
+    rows, wanted = read_inputs(prepared, files, BOUND_IMAGES), recipe_of(int8).min_sqnr_db
     judge = Judge(prepared, rows)
     every = frozenset(linear.name for linear in quantized(int8, prepared))
     known = {names: judge.sqnr_db(free(int8, prepared, names)) for names in (frozenset[str](), every)}
