@@ -321,9 +321,7 @@ def bench(
         out.print(f"report: {report}", markup=False, soft_wrap=True)
 
 
-@app.command(
-    epilog="Example: [bold]vitedge sensitivity engines/my-vit/fp32-0123456789ab.onnx --images photos --plot x.html[/]"
-)
+@app.command(epilog="Example: [bold]vitedge sensitivity engines/my-vit/fp32-0123456789ab.onnx --images photos --plot x.html[/]")
 def sensitivity(
     onnx: Annotated[Path, typer.Argument(help="A float ONNX file from `vitedge export`.", show_default=False)],
     images: Images,

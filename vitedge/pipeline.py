@@ -45,7 +45,7 @@ CODE_AND_WEIGHTS = (".py", ".pth", ".pt", ".bin", ".safetensors", ".npz")
 SEARCH_IMAGES = 2000  # that candidates are judged on at most, where labels or answers are counted
 SQNR_IMAGES = 64  # and where the outputs are compared, which tells more per image
 REFERENCE = Target(name="reference", backend="onnxruntime")  # what candidates run on
-MISSED = "loosen it; or, where floats are bf16, set float_type = \"fp32\" in the recipe: the search measures with floats in FP32"
+MISSED = 'loosen it; or, where floats are bf16, set float_type = "fp32" in the recipe: the search measures with floats in FP32'
 COMPARED = 4  # real images on which the export is compared with torch, besides random ones
 
 

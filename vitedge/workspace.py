@@ -12,6 +12,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -31,6 +32,7 @@ else:
 T = TypeVar("T")
 ABANDONED_S = 86_400  # a temporary file of this age belongs to nobody: no build takes a day
 TEMPLATE = Path(__file__).with_name("template")
+PLAIN_LIST = re.compile(r"\[\n[^][{}\"]*\]")  # of numbers; text is left alone, since it may hold anything
 BUILTIN_RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -176,8 +178,8 @@ def write_file(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write `data` as indented JSON, whole or not at all."""
-    write_file(path, json.dumps(data, indent=2) + "\n")
+    """Write `data` as indented JSON, a list of plain values on one line, whole or not at all."""
+    write_file(path, PLAIN_LIST.sub(lambda found: " ".join(found[0].split()), json.dumps(data, indent=2)) + "\n")
 
 
 @contextmanager
