@@ -179,7 +179,11 @@ def write_file(path: Path, data: bytes | str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as indented JSON, a list of plain values on one line, whole or not at all."""
-    write_file(path, PLAIN_LIST.sub(lambda found: " ".join(found[0].split()), json.dumps(data, indent=2)) + "\n")
+    write_file(path, PLAIN_LIST.sub(_one_line, json.dumps(data, indent=2)) + "\n")
+
+
+def _one_line(found: re.Match[str]) -> str:
+    return "[" + " ".join(found[0][1:-1].split()) + "]"
 
 
 @contextmanager
