@@ -25,6 +25,7 @@ from vitedge import __version__
 from vitedge.backends import load_backend
 from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source, run_build
 from vitedge.bench.accuracy import Accuracy, Recording, bench_rows, judge
+from vitedge.bench.costs import Analysis
 from vitedge.bench.environment import environment
 from vitedge.bench.report import write_report
 from vitedge.errors import MissingPackageError, VitEdgeError
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
-    from vitedge.compiler.sensitivity import Cost, Point
+    from vitedge.compiler.sensitivity import Point
 
 CODE_AND_WEIGHTS = (".py", ".pth", ".pt", ".bin", ".safetensors", ".npz")
 SEARCH_IMAGES = 2000  # that candidates are judged on at most, where labels or answers are counted
@@ -450,18 +451,6 @@ def _more_db(reference: Accuracy, int8: Accuracy, bound: Bound) -> float:
     if bound.min_sqnr_db is not None:
         wanted.append(bound.min_sqnr_db - (int8.sqnr_db or 0.0))
     return max(wanted)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Analysis:
-    """What quantizing costs by Linear. measured: SQNR in dB with the first k Linears of `points` freed, for some k."""
-
-    model: str
-    variant: str
-    images: int
-    costs: tuple[Cost, ...]
-    points: tuple[Point, ...]
-    measured: dict[int, float]
 
 
 def sensitivity_step(
