@@ -73,7 +73,7 @@ class AbsHistogram(AbsMax):
         self.counts += np.bincount(bins, minlength=BINS)
 
     def amax(self, method: str = "max", percentile: float = 100.0) -> float:
-        """The range by a method of Recipe, to a bin's width; `percentile` is for the method of that name."""
+        """The range by a method of Recipe: exact, to a bin's width by percentile (in 0..100), else the best of `_edges`."""
         if method == "max":
             return self.maximum
         edges = {"percentile": lambda: self._percentile(percentile), "mse": self._mse, "entropy": self._entropy}
@@ -217,6 +217,7 @@ class _Ranges:
 
 
 def _clipped(amax: float) -> Candidate:
+    """A range as a Candidate that smooths nothing."""
     return Candidate(np.ones(1), np.zeros(1), max(amax, FLOOR))
 
 
