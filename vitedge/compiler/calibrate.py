@@ -167,7 +167,7 @@ def calibrate(
 
 
 def _passes(recipe: Recipe) -> int:
-    """How often every image is run through the model."""
+    """How often every image is run through the model: channels, exponents (choose.py), ranges, methods."""
     return 1 + {"none": 0, "fixed": 1, "auto": 2}[recipe.smoothing] + (recipe.method == "auto")
 
 

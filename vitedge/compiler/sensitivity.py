@@ -199,7 +199,7 @@ def names_of(points: Sequence[Point], freed: int) -> frozenset[str]:
 
 
 def meet(points: Sequence[Point], holds: Callable[[frozenset[str]], bool], wanted_db: float) -> int:
-    """The smallest number of freed Linears that `holds`, which measures: found by bisection, so if more never hurt.
+    """The smallest number of freed Linears that `holds`, which measures; by bisection, which takes it that more never hurt.
 
     wanted_db: the search begins where this SQNR is predicted. It is a VitEdgeError if not even freeing all of them holds.
     """
