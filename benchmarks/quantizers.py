@@ -40,7 +40,7 @@ from vitedge.compiler.export import export
 from vitedge.errors import VitEdgeError
 from vitedge.images import sample
 from vitedge.specs import Recipe, to_dict
-from vitedge.workspace import content_key, known_recipes, load_recipe, read_json, sha256, staged, write_json
+from vitedge.workspace import content_key, load_recipe, read_json, sha256, staged, write_json
 
 OUR_RECIPES = ("int8", "int8-fast", "int8-attention")
 ABLATION = {  # label -> recipe: first step by step from PLAIN to int8, then away from int8
@@ -110,7 +110,7 @@ def section(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
     err.rule(subject.name)
     subject = replace(subject, calibration=arguments.calibration or subject.calibration)
     answers = reference(subject)
-    rows, skipped = [], missing_recipes(arguments.only)
+    rows, skipped = [], dict[str, str]()
     for candidate in chosen(arguments.only):
         try:
             rows += candidate_rows(candidate, subject, answers)
@@ -122,11 +122,6 @@ def section(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
     images = {"calibration_images": subject.calibration, "probe_images": len(subject.probe), "judge_images": len(subject.judge)}
     found = {"top1": rounded(top1(answers)), "rows": rows, "seeds": spread(rows), "skipped": skipped}
     return {"model": subject.card.name, **images, **found}
-
-
-def missing_recipes(patterns: Sequence[str]) -> dict[str, str]:
-    """Name and reason of each of OUR_RECIPES that was asked for and does not exist."""
-    return {name: "there is no such recipe" for name in OUR_RECIPES if fits(name, patterns) and name not in known_recipes()}
 
 
 def chosen(patterns: Sequence[str]) -> list[Candidate]:
@@ -145,7 +140,7 @@ def fits(name: str, patterns: Sequence[str]) -> bool:
 
 def candidates() -> list[Candidate]:
     """All of them, in the order of the results."""
-    recipes = [(name, load_recipe(name)) for name in OUR_RECIPES if name in known_recipes()]
+    recipes = [(name, load_recipe(name)) for name in OUR_RECIPES]
     ours = [recipe_candidate(name, "recipe", recipe) for name, recipe in [*recipes, ("plain", PLAIN)]]
     others = [peer_candidate(name, quantizer) for name, quantizer in peers.PEERS.items()]
     ablation = [recipe_candidate(label, "ablation", recipe) for label, recipe in ABLATION.items()]

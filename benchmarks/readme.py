@@ -34,6 +34,7 @@ QUALITY: Columns = {
     ("fashion", "agreement"): ("agreement, %", ".2f"),
 }
 COST: Columns = {("focus", "seconds"): ("ViT-S/14, s", ".0f"), ("focus", "peak_mib"): ("peak, MiB", ".0f")}
+PLAIN, INT8 = ("plain", "exact"), ("int8", "exact")  # the first and the last step of the ablation
 BLOCK = re.compile(r"(?<=<!-- table: )(?P<name>\w+)(?P<mark> -->\n)(?P<body>.*?)(?=<!-- /table -->)", re.DOTALL)
 
 
@@ -128,12 +129,21 @@ def quantizers(document: dict[str, Any]) -> str:
 
 
 def quantizers_ablation(document: dict[str, Any]) -> str:
-    """The table of single steps: FP32, each recipe of the ablation, and what the drawing of the images changes."""
+    """The table of single steps: FP32, from plain step by step to int8 and away from it, and what drawing the images changes."""
     columns = columns_of(document, QUALITY)
     head = ["recipe", "judged", *(head for head, _ in columns.values())]
-    rows = [quantizer_row(document, name, judged, columns) for name, judged in judgements(document, ("ablation",))]
+    ends = [(name, judged) for name, judged in judgements(document, ("recipe",)) if (name, judged) in (PLAIN, INT8)]
+    steps = sorted([*ends, *judgements(document, ("ablation",))], key=rung)
+    rows = [quantizer_row(document, name, judged, columns) for name, judged in steps]
     draws = [draws_row(document, word, columns) for word in ("min", "median", "max")]
     return f"{markdown([head, float_row(document, columns), *rows, *draws])}\n{quantizers_caption(document)}\n"
+
+
+def rung(judgement: tuple[str, str]) -> int:
+    """Where a row stands in the table of single steps: plain, what is added to it, int8, what is changed in that."""
+    if judgement in (PLAIN, INT8):
+        return 0 if judgement == PLAIN else 2
+    return 3 if judgement[0].startswith("int8 with ") else 1
 
 
 def columns_of(document: dict[str, Any], columns: Columns) -> Columns:
@@ -164,7 +174,7 @@ def quantizer_row(document: dict[str, Any], name: str, judged: str, columns: Col
     ours = any(row["group"] == "recipe" for row in rows.values())
     values = {(section, key): value for section, row in rows.items() for key, value in row.items()}
     cells = [f"vitedge {name}" if ours else name, judged, *figures(values, columns)]
-    return [f"**{cell}**" if cell else "" for cell in cells] if (name, judged) == ("int8", "exact") else cells
+    return [f"**{cell}**" if cell else "" for cell in cells] if (name, judged) == INT8 else cells
 
 
 def draws_row(document: dict[str, Any], word: str, columns: Columns) -> list[str]:

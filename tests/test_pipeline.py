@@ -13,7 +13,7 @@ from tests.engines import CHECKPOINT, FASHION, IMAGES, MODEL, Made, Silent, run_
 from vitedge import pipeline
 from vitedge.errors import VitEdgeError
 from vitedge.images import list_images
-from vitedge.pipeline import Bound, Job, ModelSource, check_bound, check_drop
+from vitedge.pipeline import Bound, Job, ModelSource, check_bound
 from vitedge.runtime.engine import open_engine, read_manifest
 from vitedge.specs import BenchRow, Recipe, Target
 
@@ -177,10 +177,10 @@ def row(variant: str, top1: float | None, agreement: float | None = None) -> Ben
 )
 def test_a_loss_is_held_against_the_bound(rows: list[BenchRow], max_drop: float, says: str | None) -> None:
     if says is None:
-        check_drop(rows, max_drop)
+        check_bound(rows, Bound(max_drop))
         return
     with pytest.raises(VitEdgeError, match=says) as caught:
-        check_drop(rows, max_drop)
+        check_bound(rows, Bound(max_drop))
     assert caught.value.hint
 
 
@@ -230,7 +230,7 @@ def spoilt(copy: Path) -> Job:
 def test_a_bound_on_the_drop_frees_the_layer_that_breaks_it(spoilt: Job) -> None:
     broken = pipeline.make(spoilt, Silent())
     with pytest.raises(VitEdgeError, match="bare loses"):
-        check_drop(broken.rows, 3)
+        check_bound(broken.rows, Bound(3))
     job = dataclasses.replace(spoilt, bound=Bound(max_drop=3))
     mended = pipeline.make(job, watcher := Silent())
     check_bound(mended.rows, job.bound)

@@ -332,20 +332,20 @@ def sensitivity(
 ) -> None:
     """Find which Linears cost accuracy, and what leaving the costliest in floating point gives."""
     from vitedge import pipeline
-    from vitedge.bench import layers
+    from vitedge.bench import costs
     from vitedge.images import list_images
 
     if plot:
-        layers.require_html(plot)
+        costs.require_html(plot)
     with contextlib.closing(Terminal()) as terminal:
         analysis = pipeline.sensitivity_step(onnx, list_images(images), load_recipe(recipe), find_root(), limit, terminal)
-    out.print(layers.cost_table(analysis))
+    out.print(costs.cost_table(analysis))
     out.print()
-    out.print(layers.frontier_table(analysis))
+    out.print(costs.frontier_table(analysis))
     if json_file:
         write_json(json_file, to_dict(analysis))
     if plot:
-        layers.write_page(plot, analysis)
+        costs.write_page(plot, analysis)
         out.print(f"plot: {short_path(plot)}", markup=False, soft_wrap=True)
 
 

@@ -25,6 +25,7 @@ from vitedge import __version__
 from vitedge.backends import load_backend
 from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source, run_build
 from vitedge.bench.accuracy import Accuracy, Recording, bench_rows, judge
+from vitedge.bench.costs import Analysis
 from vitedge.bench.environment import environment
 from vitedge.bench.report import write_report
 from vitedge.errors import MissingPackageError, VitEdgeError
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
-    from vitedge.compiler.sensitivity import Cost, Point
+    from vitedge.compiler.sensitivity import Point
 
 CODE_AND_WEIGHTS = (".py", ".pth", ".pt", ".bin", ".safetensors", ".npz")
 SEARCH_IMAGES = 2000  # that candidates are judged on at most, where labels or answers are counted
@@ -258,20 +259,8 @@ def bench_step(
 
 def check_bound(rows: Sequence[BenchRow], bound: Bound) -> None:
     """Raise a VitEdgeError if an engine loses more than `bound` allows against the first."""
-    if bound.max_drop is not None:
-        check_drop(rows, bound.max_drop)
-    for row in rows[1:] if bound.min_sqnr_db is not None else ():
-        if miss := _miss(rows[0], row, Bound(min_sqnr_db=bound.min_sqnr_db)):
-            raise VitEdgeError(f"{row.variant} {miss}", hint=MISSED)
-
-
-def check_drop(rows: Sequence[BenchRow], max_drop: float) -> None:
-    """Raise a VitEdgeError if an engine loses more than `max_drop` points of top-1 against the first.
-
-    Where there are no labels, it is points of agreement with the first.
-    """
     for row in rows[1:]:
-        if miss := _miss(rows[0], row, Bound(max_drop)):
+        if miss := _miss(rows[0], row, bound):
             raise VitEdgeError(f"{row.variant} {miss}", hint=MISSED)
 
 
@@ -450,18 +439,6 @@ def _more_db(reference: Accuracy, int8: Accuracy, bound: Bound) -> float:
     if bound.min_sqnr_db is not None:
         wanted.append(bound.min_sqnr_db - (int8.sqnr_db or 0.0))
     return max(wanted)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Analysis:
-    """What quantizing costs by Linear. measured: SQNR in dB with the first k Linears of `points` freed, for some k."""
-
-    model: str
-    variant: str
-    images: int
-    costs: tuple[Cost, ...]
-    points: tuple[Point, ...]
-    measured: dict[int, float]
 
 
 def sensitivity_step(

@@ -115,7 +115,7 @@ def find_graph(name: Path) -> Path:
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe in the file `name`, or in calibration/recipes/<name>.toml, or the built-in "int8" or "bf16"."""
+    """The recipe in the file `name`, or in calibration/recipes/<name>.toml, or one of BUILTIN_RECIPES."""
     return _load(Recipe, name, find_root() / "calibration" / "recipes", BUILTIN_RECIPES)
 
 

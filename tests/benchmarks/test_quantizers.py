@@ -13,7 +13,7 @@ from benchmarks import peers, quantizers, subjects
 from benchmarks.judge import Tally
 from benchmarks.modelopt_peer import peak_mib
 from benchmarks.peers import one_sentence
-from benchmarks.quantizers import Candidate, candidate_rows, candidates, chosen, command, missing_recipes, spread, top1
+from benchmarks.quantizers import Candidate, candidate_rows, candidates, chosen, command, spread, top1
 from benchmarks.subjects import Subject, classes, pooled, reference, scores, train
 from tests.models import tiny_vit, write_noise
 from vitedge.errors import VitEdgeError
@@ -117,12 +117,6 @@ def test_candidates_differ_in_name_and_key_and_can_be_chosen() -> None:
     assert names == ["NNCF", *(f"int8 seed {seed}" for seed in range(5))]
     with pytest.raises(VitEdgeError, match="fits no candidate"):
         chosen(["nothing"])
-
-
-def test_a_recipe_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizers, "OUR_RECIPES", ("int8", "int8-none"))
-    assert missing_recipes(["*"]) == {"int8-none": "there is no such recipe"}
-    assert missing_recipes(["int8"]) == {}
 
 
 @pytest.mark.parametrize("words", [["--images", "/home/me/photos", "--judge", "9"], ["--images=/home/me/photos", "--judge", "9"]])

@@ -48,8 +48,10 @@ PHOTOGRAPHS = {
     "rows": [
         {"name": "int8", "group": "recipe", "judged": "exact", **QUANTIZED},
         {"name": "int8", "group": "recipe", "judged": "engine, bf16", **QUANTIZED, "sqnr_db": 19.5},
+        {"name": "plain", "group": "recipe", "judged": "exact", **QUANTIZED},
         {"name": "NNCF", "group": "peer", "judged": "OpenVINO, fp32", **QUANTIZED},
-        {"name": "percentile", "group": "ablation", "judged": "exact", **QUANTIZED},
+        {"name": "int8 with percentile", "group": "ablation", "judged": "exact", **QUANTIZED},
+        {"name": "smoothing", "group": "ablation", "judged": "exact", **QUANTIZED},
     ],
     "seeds": {"sqnr_db": SPREAD},
     "skipped": {"ModelOpt": "no wheel"},
@@ -155,7 +157,9 @@ def test_the_quantizers_are_shown_beside_fp32() -> None:
 
 def test_the_ablation_has_the_single_steps_and_the_draws() -> None:
     text = quantizers_ablation(QUANTIZERS)
-    assert "| percentile | exact | 20.0 |" in text
+    first_cells = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
+    assert first_cells[3:7] == ["vitedge plain", "smoothing", "**vitedge int8**", "int8 with percentile"]
+    assert "| smoothing | exact | 20.0 |" in text and "engine, bf16" not in text
     assert "| int8, median of the draws | exact | 20.0 |  |" in text
     assert "NNCF |" not in text
 

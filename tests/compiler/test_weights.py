@@ -179,7 +179,7 @@ def test_other_images_than_the_tables_are_refused_and_nothing_is_written(tiny: T
     with pytest.raises(ModelError, match="these are other images than the scales were calibrated on") as caught:
         quantize(tiny.onnx, table, target, tiny.files[1:])
     assert caught.value.hint == "give the same folder, or calibrate again"
-    with pytest.raises(ModelError, match="the recipe 'int8' rounds weights by what the calibration images show") as caught:
+    with pytest.raises(ModelError, match="the recipe 'int8' looks at the calibration images once more") as caught:
         quantize(tiny.onnx, table, target)
     assert caught.value.hint == "give the folder of the calibration images with --images"
     assert not target.exists()

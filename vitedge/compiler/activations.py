@@ -18,7 +18,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
-from vitedge.compiler.graph import model_card, prune
+from vitedge.compiler.graph import Array, copy_of, model_card, prune
 from vitedge.errors import ModelError
 from vitedge.images import ImageFile, stream
 from vitedge.preprocess import input_dtype, input_shape, write_input
@@ -63,8 +63,7 @@ def images_sha256(files: Sequence[ImageFile]) -> str:
 
 def open_session(model: ModelProto, outputs: Sequence[str], *, optimize: bool = True) -> Any:
     """An onnxruntime session of that part of `model` which makes the tensors `outputs`, each named once."""
-    probe = ModelProto()
-    probe.CopyFrom(model)
+    probe = copy_of(model)
     del probe.graph.output[:]
     probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs)
     prune(probe)
@@ -74,6 +73,19 @@ def open_session(model: ModelProto, outputs: Sequence[str], *, optimize: bool = 
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run_once(model: ModelProto, tensors: Sequence[str], rows: Array | None = None) -> dict[str, Array]:
+    """The values of `tensors`, node by node as the graph says, for a batch of its input; by default of one blank image."""
+    distinct = list(dict.fromkeys(tensors))
+    if not distinct:
+        return {}
+    session = open_session(model, distinct, optimize=False)
+    entry = session.get_inputs()[0]
+    if rows is None:
+        dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
+        rows = np.zeros((1, *entry.shape[1:]), dtype)
+    return dict(zip(distinct, session.run(distinct, {entry.name: rows}), strict=True))
 
 
 def _run(session: Any, tensors: Sequence[str], row: NDArray[Any], file: ImageFile) -> Activations:

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from vitedge.compiler.activations import open_session
+from vitedge.compiler.activations import run_once
 from vitedge.compiler.graph import attribute, consumers, producers, prune, put_constant, put_nodes, rewire
 from vitedge.compiler.qdq import quantize_activation
 from vitedge.errors import ModelError
@@ -252,11 +252,7 @@ def _joined(tensor: str, wiring: _Wiring) -> str:
 
 def _shapes(model: ModelProto, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors `names` for one image: measured, for a dynamic batch defeats symbolic inference."""
-    distinct = list(dict.fromkeys(names))
-    session = open_session(model, distinct, optimize=False)
-    dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
-    feed = {entry.name: np.zeros((1, *entry.shape[1:]), dtype) for entry in session.get_inputs()}
-    return {name: array.shape for name, array in zip(distinct, session.run(distinct, feed), strict=True)}
+    return {name: array.shape for name, array in run_once(model, names).items()}
 
 
 def _take_factors(reader: NodeProto, index: int, wiring: _Wiring, *, moving: bool = True) -> float:

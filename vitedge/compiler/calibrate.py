@@ -73,7 +73,7 @@ class AbsHistogram(AbsMax):
         self.counts += np.bincount(bins, minlength=BINS)
 
     def amax(self, method: str = "max", percentile: float = 100.0) -> float:
-        """The range by a method of Recipe, to a bin's width; `percentile` is for the method of that name."""
+        """The range by a method of Recipe: exact, to a bin's width by percentile (in 0..100), else the best of `_edges`."""
         if method == "max":
             return self.maximum
         edges = {"percentile": lambda: self._percentile(percentile), "mse": self._mse, "entropy": self._entropy}
@@ -167,7 +167,7 @@ def calibrate(
 
 
 def _passes(recipe: Recipe) -> int:
-    """How often every image is run through the model."""
+    """How often every image is run through the model: channels, exponents (choose.py), ranges, methods."""
     return 1 + {"none": 0, "fixed": 1, "auto": 2}[recipe.smoothing] + (recipe.method == "auto")
 
 
@@ -217,6 +217,7 @@ class _Ranges:
 
 
 def _clipped(amax: float) -> Candidate:
+    """A range as a Candidate that smooths nothing."""
     return Candidate(np.ones(1), np.zeros(1), max(amax, FLOOR))
 
 

@@ -19,13 +19,13 @@ from onnx import ModelProto
 
 from vitedge.compiler.activations import stream_activations
 from vitedge.compiler.graph import linear_weight, linears
+from vitedge.compiler.qdq import QMAX
 from vitedge.compiler.smooth import Site, sites
 from vitedge.images import ImageFile
 from vitedge.specs import Recipe, Smoothing
 
 EXPONENTS = (0.5, 0.6, 0.7, 0.8, 0.9)
 FLOOR = 1e-3  # of the widest channel: one that never spoke in calibration may speak later
-QMAX = 127
 GPTQ_LEAVES = 0.35  # of the error that rounding weights to nearest makes; measured on ViT-S
 STRIDE = 2  # every second token judges candidates
 Float32 = NDArray[np.float32]

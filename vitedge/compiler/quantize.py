@@ -1,10 +1,10 @@
-"""A float ONNX model and a ScaleTable in, explicit symmetric INT8 Q/DQ out.
+"""A float ONNX model, a ScaleTable and where it asks for them the calibration images in, explicit symmetric INT8 Q/DQ out.
 
-    x -> Linear(W) -> y     ->     x -> Q -> DQ -> Linear(DQ(W int8)) -> y
+    model.onnx -> prepare: exact rewrites -> round_weights -> Q/DQ on Linears, attention -> bounded -> int8.onnx
 
-Zero-point 0, one scale per activation, one per output channel of a weight: what OpenVINO and onnxruntime read
-alike, and the only form that TensorRT documents for ViTs. One Q/DQ serves all readers of a tensor (Q, K and V). The
-residual stream, LayerNorm, softmax and GELU inputs stay in floating point. The patch GEMM's input is int8 already and exact.
+One scale per activation, one per output channel of a weight; one Q/DQ serves all readers of a tensor (Q, K and V). The
+residual stream, LayerNorm and the inputs of softmax and GELU stay in floating point. The patch GEMM's input is int8 already
+and exact. Knows nothing of how ranges were found: that is calibrate.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def quantize(
 
     files: where the calibration images were drawn from, for a recipe that looks at them again (see weights.py), or that
     bounds the error: costs of Linears are then kept beside `path`, so that what is interrupted goes on (see sensitivity.py).
-    progress: called with (images done, images in all, over all passes).
+    progress: called with (images done, images in all, over all passes), and under a bound with Linears in their place after that.
     A table that was calibrated on another model or on other images, or that lacks a tensor, is a ModelError.
     """
     recipe = table.recipe
@@ -106,7 +106,7 @@ def _calibration_images(table: ScaleTable, files: Sequence[ImageFile]) -> list[I
     """The images that the table was made from, drawn again; a ModelError where they cannot be."""
     if not files:
         hint = "give the folder of the calibration images with --images"
-        raise ModelError(f"the recipe {table.recipe.name!r} rounds weights by what the calibration images show", hint=hint)
+        raise ModelError(f"the recipe {table.recipe.name!r} looks at the calibration images once more", hint=hint)
     drawn = sample(files, table.recipe.images, table.recipe.seed)
     if images_sha256(drawn) != table.images_sha256:
         raise ModelError(

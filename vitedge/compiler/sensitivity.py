@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from vitedge.compiler.activations import open_session, read_inputs
+from vitedge.compiler.activations import open_session, read_inputs, run_once
 from vitedge.compiler.attention import attentions
 from vitedge.compiler.graph import (
     Linear,
@@ -199,7 +199,7 @@ def names_of(points: Sequence[Point], freed: int) -> frozenset[str]:
 
 
 def meet(points: Sequence[Point], holds: Callable[[frozenset[str]], bool], wanted_db: float) -> int:
-    """The smallest number of freed Linears that `holds`, which measures: found by bisection, so if more never hurt.
+    """The smallest number of freed Linears that `holds`, which measures; by bisection, which takes it that more never hurt.
 
     wanted_db: the search begins where this SQNR is predicted. It is a VitEdgeError if not even freeing all of them holds.
     """
@@ -300,6 +300,7 @@ def _alone(int8: ModelProto, prepared: ModelProto, linear: Linear | None) -> Mod
 
 
 def _attention_is_quantized(model: ModelProto) -> bool:
+    """Whether a softmax has a Q/DQ, which no Linear brings."""
     makers = producers(model)
     read = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
     return any(name in makers and makers[name].op_type == "Softmax" for name in read)
@@ -307,10 +308,8 @@ def _attention_is_quantized(model: ModelProto) -> bool:
 
 def _macs(prepared: ModelProto, found: Sequence[Linear], row: Rows) -> dict[str, int]:
     """Rows x inputs x outputs of each Linear for one image, the rows counted in a run."""
-    tensors = list(dict.fromkeys(linear.input for linear in found))
-    session = open_session(prepared, tensors, optimize=False)
-    values = session.run(tensors, {session.get_inputs()[0].name: row})
-    tokens = {name: value.size // value.shape[-1] for name, value in zip(tensors, values, strict=True)}
+    values = run_once(prepared, [linear.input for linear in found], row)
+    tokens = {name: value.size // value.shape[-1] for name, value in values.items()}
     return {linear.name: tokens[linear.input] * linear_weight(prepared, linear).size for linear in found}
 
 

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 from vitedge.compiler import graph
-from vitedge.compiler.activations import open_session
+from vitedge.compiler.activations import run_once
 from vitedge.compiler.graph import (
     Array,
     Linear,
@@ -46,7 +46,7 @@ from vitedge.specs import Smoothing
 POINTWISE = ("Gelu", "Relu", "Mul", "Sigmoid", "Tanh", "Erf", "Elu", "HardSwish", "LeakyRelu")  # a Mul and Add fuse with these
 SUFFIX = ".smooth"
 EXACT_DB = 80.0  # SQNR of the rewritten model against the original; float32 rounding alone gives 100 to 130
-Channels = list[tuple[str, NDArray[np.int64]]]
+Sources = tuple[tuple[str, NDArray[np.int64]], ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Site:
     tensor: str
     linears: tuple[str, ...]
     how: Literal["norm", "values", "pointwise"]
-    sources: tuple[tuple[str, NDArray[np.int64]], ...] = ()
+    sources: Sources = ()
 
 
 def sites(model: ModelProto) -> list[Site]:
@@ -80,7 +80,7 @@ def sites(model: ModelProto) -> list[Site]:
         if maker.op_type == "LayerNormalization" and alone and maker.input[1] in known:
             found.append(Site(tensor, names, "norm"))
         elif tensor in values and alone:
-            found.append(Site(tensor, names, "values", tuple(values[tensor])))
+            found.append(Site(tensor, names, "values", values[tensor]))
         elif maker.op_type in POINTWISE:
             found.append(Site(tensor, names, "pointwise"))
     return found
@@ -109,12 +109,11 @@ def prove(original: ModelProto, rewritten: ModelProto, feed: Array) -> None:
 
     feed: a batch as the model takes it, of real images.
     """
-    answers = []
-    for model in (original, rewritten):
-        outputs = [output.name for output in model.graph.output]
-        answers.append(open_session(model, outputs, optimize=False).run(outputs, {model.graph.input[0].name: feed}))
-    for name, before, after in zip((o.name for o in original.graph.output), *answers, strict=True):
-        noise, signal = float(np.square(after - before, dtype=np.float64).sum()), float(np.square(before, dtype=np.float64).sum())
+    outputs = [output.name for output in original.graph.output]
+    answers, rewritten_answers = (run_once(model, outputs, feed) for model in (original, rewritten))
+    for name, before in answers.items():
+        noise = float(np.square(rewritten_answers[name] - before, dtype=np.float64).sum())
+        signal = float(np.square(before, dtype=np.float64).sum())
         if not noise <= signal * 10 ** (-EXACT_DB / 10):
             raise ModelError(
                 f"smoothing changes the output {name!r} of this model, which it must not",
@@ -172,7 +171,7 @@ def _undo(model: ModelProto, linear: Linear, scale: NDArray[np.float64], shift: 
     set_linear(model, linear, weight * scale[:, None], (moved if bias is None else moved + bias) if shift.any() else None)
 
 
-def _value_channels(model: ModelProto, tensors: list[str]) -> dict[str, Channels]:
+def _value_channels(model: ModelProto, tensors: list[str]) -> dict[str, Sources]:
     """For each of `tensors` whose channels are means over tokens of outputs of Linears: which outputs of which.
 
     Every output of every Linear is made a number of its own, whatever the input, and the graph run: a mean of equal numbers
@@ -196,14 +195,13 @@ def _value_channels(model: ModelProto, tensors: list[str]) -> dict[str, Channels
 
 def _run_numbered(model: ModelProto, tensors: list[str], numbers: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """For those of `tensors` that carry a number from 0 on in each channel, the same in all tokens: these numbers."""
-    probe, used = ModelProto(), 0
-    probe.CopyFrom(model)
+    probe, used = graph.copy_of(model), 0
     for linear in linears(probe):
         weight = linear_weight(probe, linear)
         set_linear(probe, linear, np.zeros_like(weight), -1.0 - numbers[used : used + weight.shape[1]])
         used += weight.shape[1]
     found = {}
-    for tensor, array in _run_blank(probe, tensors).items():
+    for tensor, array in run_once(probe, tensors).items():
         rows = array.reshape(-1, array.shape[-1])
         arrived = np.rint(-rows[0] - 1).astype(np.int64)
         if np.abs(rows + 1 + arrived).max() < 0.25 and arrived.min() >= 0:
@@ -211,7 +209,7 @@ def _run_numbered(model: ModelProto, tensors: list[str], numbers: NDArray[np.int
     return found
 
 
-def _sources(numbers: NDArray[np.int64], numbered: list[tuple[str, int, int]]) -> Channels:
+def _sources(numbers: NDArray[np.int64], numbered: list[tuple[str, int, int]]) -> Sources:
     """Which channel of a tensor each output of a Linear becomes, given the outputs' numbers by channel."""
     found = []
     for name, first, count in numbered:
@@ -220,14 +218,4 @@ def _sources(numbers: NDArray[np.int64], numbered: list[tuple[str, int, int]]) -
         channels[numbers[ours] - first] = np.flatnonzero(ours)
         if ours.any():
             found.append((name, channels))
-    return found
-
-
-def _run_blank(model: ModelProto, tensors: list[str]) -> dict[str, NDArray[Any]]:
-    """The values of `tensors` for one blank input."""
-    if not tensors:
-        return {}
-    session = open_session(model, tensors, optimize=False)
-    entry = session.get_inputs()[0]
-    dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
-    return dict(zip(tensors, session.run(tensors, {entry.name: np.zeros((1, *entry.shape[1:]), dtype)}), strict=True))
+    return tuple(found)

@@ -1,7 +1,7 @@
 """What quantizing costs by Linear in, something to read out: terminal tables and one self-contained HTML page.
 
     Analysis  ->  cost_table, frontier_table  ->  rich.table.Table
-              ->  write_page                  ->  layers.html: a bar a Linear, and SQNR against modelled latency
+              ->  write_page                  ->  costs.html: a bar a Linear, and SQNR against modelled latency
 
 Knows nothing of graphs: it prints what was measured and measures nothing.
 """
@@ -9,6 +9,7 @@ Knows nothing of graphs: it prints what was measured and measures nothing.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,14 +22,25 @@ from vitedge.errors import VitEdgeError
 from vitedge.workspace import write_file
 
 if TYPE_CHECKING:
-    from vitedge.compiler.sensitivity import Cost
-    from vitedge.pipeline import Analysis
+    from vitedge.compiler.sensitivity import Cost, Point
 
 SHOWN = 24  # bars of the costliest Linears
 ROW = 24  # units from bar to bar
 NAMES = 230  # units for their names
 EXACT_DB = 90.0  # where the axis ends: from here on it is float32 rounding
 MODELLED = "Latency is modelled: a MAC in float counts as two in INT8. It is that of the Linears alone, against all in INT8."
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What quantizing costs by Linear. measured: SQNR in dB with the first k Linears of `points` freed, for some k."""
+
+    model: str
+    variant: str
+    images: int
+    costs: tuple[Cost, ...]
+    points: tuple[Point, ...]
+    measured: dict[int, float]
 
 
 def cost_table(analysis: Analysis) -> Table:
