@@ -466,6 +466,7 @@ MISTAKES = {
     "model function missing": (["export", f"{MODEL}x"], "has no function 'vitx'"),
     "checkpoint missing": (["export", MODEL, "--checkpoint", "none.pth"], "none.pth"),
     "preprocess file missing": (["export", MODEL, "--preprocess", "none.toml"], "none.toml"),
+    "scales over the model": (["calibrate", "fp32.onnx", "--images", "images", "-o", "fp32.onnx"], "would be overwritten"),
     "too few images": (["calibrate", "fp32.onnx", "--images", "few"], "only 3 images can be read"),
     "recipe without calibration": (["calibrate", "fp32.onnx", "--images", "images", "--recipe", "bf16"], "bf16"),
     "calibrating what is no ONNX": (["calibrate", "typo.toml", "--images", "images"], "typo.toml is not a readable ONNX model"),

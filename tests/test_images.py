@@ -131,6 +131,11 @@ def test_a_sample_is_balanced_and_so_is_any_leading_part() -> None:
     assert {f.label for f in drawn[:3]} == {"cat", "dog", "owl"}
 
 
+def test_a_sample_of_more_than_there_are_is_all_of_them() -> None:
+    files = [ImageFile(Path(f"{i}.png"), None) for i in range(3)]
+    assert sorted(sample(files, 10**20, 0), key=lambda file: file.path.name) == files
+
+
 def test_a_small_sample_of_many_labels_draws_the_labels_too() -> None:
     files = many(**{f"label{i:03}": 2 for i in range(100)})
     first = {f.label for f in sample(files, 10, seed=0)}

@@ -272,3 +272,13 @@ def test_the_bound_of_a_recipe_leaves_its_scales_fresh(copy: Path) -> None:
     assert analysis.measured[18] > 100 > analysis.measured[0]
     pipeline.quantize_step(model, files, mixed, copy, watcher := Silent())
     assert fresh(watcher) == [("calibrate", True), ("quantize", True)]
+
+
+def test_the_scales_tell_of_the_recipes_bound_whoever_wrote_them(copy: Path) -> None:
+    model, files = next(copy.glob("engines/*/fp32-*.onnx")), list_images(copy / "images")
+    mixed, path = Recipe(name="mixed", min_sqnr_db=1.0, min_images=4), copy / "calibration" / "scales" / "fashion-vit.mixed.json"
+    pipeline.sensitivity_step(model, files, mixed, copy, 2, Silent())
+    assert '"min_sqnr_db": 1.0' in path.read_text()
+    pipeline.calibrate_step(model, files, dataclasses.replace(mixed, min_sqnr_db=2.0), path, watcher := Silent())
+    assert watcher.lines[-1].endswith("is fresh")
+    assert '"min_sqnr_db": 2.0' in path.read_text()

@@ -131,6 +131,17 @@ def test_lists_become_tuples_all_the_way_down_and_defaults_are_filled_in() -> No
     assert from_dict(Recipe, {}) == Recipe() and from_dict(Target, {}) == Target()
 
 
+def test_a_whole_number_that_no_float_holds_is_refused() -> None:
+    with pytest.raises(VitEdgeError, match=r"Recipe\.percentile is too large a number"):
+        from_dict(Recipe, {"percentile": 10**400})
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e60, 0.0), (1e-60, 0.0), (math.nan, 0.0), (1.0, 1e60), (1.0, math.nan)])
+def test_a_smoothing_that_float32_does_not_hold_is_refused(scale: float, shift: float) -> None:
+    with pytest.raises(VitEdgeError, match="a smoothing s"):
+        Smoothing((scale,), (shift,))
+
+
 def test_whole_numbers_serve_where_floats_are_wanted() -> None:
     recipe = from_dict(Recipe, {"percentile": 100})
     assert isinstance(recipe.percentile, float)

@@ -208,6 +208,7 @@ def calibrate(
 
     chosen = load_recipe(recipe)
     path = output or find_root() / "calibration" / "scales" / f"{onnx.stem}.{chosen.name}.json"
+    _require_other(path, onnx)
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("calibrate")
         result = compiler.calibrate(

@@ -80,7 +80,7 @@ def sample(files: Sequence[ImageFile], count: int, seed: int) -> list[ImageFile]
         by_label.setdefault(file.label, []).append(file)
     shuffled = [[group[i] for i in random.permutation(len(group))] for group in by_label.values()]
     turns = itertools.zip_longest(*(shuffled[i] for i in random.permutation(len(shuffled))))
-    return list(itertools.islice((file for turn in turns for file in turn if file is not None), count))
+    return list(itertools.islice((file for turn in turns for file in turn if file is not None), min(count, len(files))))
 
 
 def stream(files: Sequence[ImageFile], skipped: list[str]) -> Iterator[tuple[ImageFile, NDArray[np.uint8]]]:

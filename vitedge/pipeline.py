@@ -173,14 +173,27 @@ def export_step(source: ModelSource, files: Sequence[ImageFile], engines: Path, 
 
 
 def quantize_step(
-    model: Path, files: Sequence[ImageFile], recipe: Recipe, root: Path, watcher: Watcher, notes: list[str] | None = None
+    model: Path,
+    files: Sequence[ImageFile],
+    recipe: Recipe,
+    root: Path,
+    watcher: Watcher,
+    notes: list[str] | None = None,
+    *,
+    bounded: bool = True,
 ) -> Path:
-    """The ONNX file of `model` under `recipe`, with the scales in calibration/scales/ for people to read and compare."""
+    """The ONNX file of `model` under `recipe`, with the scales in calibration/scales/ for people to read and compare.
+
+    bounded: whether the recipe's `min_sqnr_db` is met; the scales tell of it in any case.
+    """
     require_compiler()
     from vitedge.compiler.quantize import leave_float, quantize
 
     scales = _scales_path(model, recipe, root)
     table = None if recipe.method == "none" else calibrate_step(model, files, recipe, scales, watcher, notes)
+    if table and not bounded:
+        recipe = dataclasses.replace(recipe, min_sqnr_db=0.0)
+        table = dataclasses.replace(table, recipe=recipe)
     key = content_key(__version__, sha256(model), to_dict(table or recipe))
     path = model.with_name(f"{recipe.name}-{key}.onnx")
     if _is_readable(path):
@@ -208,11 +221,14 @@ def calibrate_step(
     from vitedge.compiler.calibrate import calibrate, load_table, save_table
 
     with suppress(VitEdgeError):  # a table that is missing or damaged is made again
-        table = load_table(path)
+        stored = table = load_table(path)
         if dataclasses.replace(table.recipe, min_sqnr_db=recipe.min_sqnr_db) == recipe:  # a bound changes no range
             table = dataclasses.replace(table, recipe=recipe)
         current = (recipe, sha256(model), images_sha256(sample(files, recipe.images, recipe.seed)))
         if (table.recipe, table.model_sha256, table.images_sha256) == current:
+            if table != stored:  # `vitedge quantize` goes by the bound in the file
+                with suppress(VitEdgeError):  # in a workspace that is not ours to write
+                    save_table(table, path)
             watcher.end("calibrate", f"{short_path(path)} is fresh")
             return table
     watcher.begin("calibrate")
@@ -450,7 +466,7 @@ def sensitivity_step(
 
     if recipe.method == "none":
         raise VitEdgeError(f"the recipe {recipe.name!r} quantizes nothing, so no Linear costs anything")
-    graph = quantize_step(model, files, dataclasses.replace(recipe, min_sqnr_db=0.0), root, watcher)
+    graph = quantize_step(model, files, recipe, root, watcher, bounded=False)
     int8, prepared = _pair(model, graph, recipe, root)
     rows = _rows(prepared, files, recipe, limit)
     watcher.begin("costs")

@@ -32,6 +32,7 @@ FloatType = Literal["fp32", "bf16"]
 
 MAX_BATCH = 4096  # that exported graphs are declared for
 MAX_THREADS = 1024
+LARGEST = 1e30  # of a range, scale or shift: float32 multiplies it without overflow, and no healthy model comes near
 TOLERANCE = 1e-4  # how far an exported model may lie from torch, as a part of its output's range
 
 
@@ -154,8 +155,8 @@ class Smoothing:
 
     def __post_init__(self) -> None:
         _require(len(self.scale) == len(self.shift), f"{len(self.scale)} scales, but {len(self.shift)} shifts")
-        _require(all(0 < s < math.inf for s in self.scale), "a smoothing scale must be a positive number")
-        _require(all(map(math.isfinite, self.shift)), "a smoothing shift must be a finite number")
+        _require(all(1 / LARGEST <= s <= LARGEST for s in self.scale), "a smoothing scale must be a positive number of float32")
+        _require(all(abs(s) <= LARGEST for s in self.shift), "a smoothing shift must be a finite number of float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ class ScaleTable:
 
     def __post_init__(self) -> None:
         for name, amax in self.amax.items():
-            _require(0 <= amax < math.inf, f"the range of {name!r} must be a finite number from 0 on, not {amax}")
+            _require(0 <= amax <= LARGEST, f"the range of {name!r} must be a finite number from 0 on, not {amax}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +349,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         _require(isinstance(value, dict), f"{where} must be a table of keys, not {value!r}")
         return {k: _typed(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        _require(abs(value) < 2**1024, f"{where} is too large a number")
         return float(value)
     fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     _require(fits, f"{where} must be {hint.__name__}, not {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import weakref
 from pathlib import Path
@@ -390,7 +391,18 @@ def test_a_damaged_table_is_one_sentence(content: str, tmp_path: Path) -> None:
         load_table(tmp_path / "scales.json")
 
 
-@pytest.mark.parametrize("amax", ["NaN", "Infinity", "-1.0"])
+@pytest.mark.parametrize("lost", ["smoothing", "rounding"])
+def test_a_table_of_an_older_version_is_refused(lost: str, tmp_path: Path) -> None:
+    save_table(ScaleTable(RECIPE, "", "", 1, {"a": 1.0}), tmp_path / "scales.json")
+    content = json.loads((tmp_path / "scales.json").read_text())
+    (content if lost == "smoothing" else content["recipe"]).pop(lost)
+    (tmp_path / "scales.json").write_text(json.dumps(content))
+    with pytest.raises(VitEdgeError, match="was written by an older version of vitedge") as caught:
+        load_table(tmp_path / "scales.json")
+    assert caught.value.hint == "calibrate again"
+
+
+@pytest.mark.parametrize("amax", ["NaN", "Infinity", "-1.0", "1e60"])
 def test_a_range_that_is_none_is_refused(amax: str, tmp_path: Path) -> None:
     table = ScaleTable(RECIPE, "", "", 1, {"a": 12345.0})
     save_table(table, tmp_path / "scales.json")

@@ -156,6 +156,16 @@ def test_costs_go_on_where_they_were_interrupted(pair: Pair, tmp_path: Path) -> 
     assert other_images.costs[0].noise != 0.25
 
 
+@pytest.mark.parametrize("edit", [{"name": "another"}, {"macs": 0}, {"noise": float("nan")}])
+def test_costs_that_were_edited_are_measured_anew(pair: Pair, tmp_path: Path, edit: dict[str, object]) -> None:
+    path, rows = tmp_path / "costs.json", pair.rows[:1]
+    whole = sensitivity(pair.int8, pair.prepared, rows, path)
+    content = json.loads(path.read_text())
+    content["costs"][1] |= edit
+    path.write_text(json.dumps(content))
+    assert sensitivity(pair.int8, pair.prepared, rows, path) == whole
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 1}', '{"costs": [{"name": 3}]}'])
 def test_a_damaged_file_of_costs_is_made_anew(pair: Pair, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "costs.json"

@@ -24,7 +24,7 @@ from tests.engines import sqnr_db
 from tests.models import DEPTH, PLAIN, WIDTH, engine_rows, float_graph, random_images, run_graph, tiny_vit
 from vitedge.compiler.calibrate import calibrate
 from vitedge.compiler.export import convert, export
-from vitedge.compiler.graph import linears, load, producers
+from vitedge.compiler.graph import linears, load, model_card, producers
 from vitedge.compiler.smooth import EXACT_DB, Site, prove, sites, smooth
 from vitedge.errors import ModelError
 from vitedge.specs import ModelCard, Recipe, Smoothing
@@ -59,6 +59,25 @@ class ReadsValuesTwice(models.Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + self.v(x)
+
+
+class AsksByValues(models.Attention):
+    """Has the values for queries as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, v = (linear(x).unflatten(2, (models.HEADS, -1)).transpose(1, 2) for linear in (self.k, self.v))
+        return self.proj(nn.functional.scaled_dot_product_attention(v, k, v).transpose(1, 2).flatten(2))
+
+
+class FactoredProjection(models.Attention):
+    """Has two Linears in a row, with one channel between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(WIDTH, 1), nn.Linear(1, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(super().forward(x)))
 
 
 def tiny_with(attention: type[nn.Module]) -> tuple[nn.Module, ModelCard]:
@@ -235,7 +254,27 @@ def test_nothing_to_smooth_changes_nothing(tiny: Tiny) -> None:
     assert model.graph.node == before.graph.node
 
 
+def test_values_that_something_else_reads_too_are_left_alone() -> None:
+    model, _ = convert(*tiny_with(ReadsValuesTwice))
+    assert not any(site.how == "values" for site in sites(model))
+    prove(model, smoothed(model), rows_of(model_card(model)))
+
+
+def test_a_linear_that_reads_another_is_smoothed_through_it() -> None:
+    model, _ = convert(*tiny_with(FactoredProjection))
+    assert sum(site.how == "values" for site in sites(model)) == 3 * DEPTH
+    prove(model, smoothed(model), rows_of(model_card(model)))
+
+
 # What is refused
+
+
+@pytest.mark.parametrize("count", [0, 1, WIDTH - 1])
+def test_a_smoothing_of_another_number_of_channels_is_named(tiny: Tiny, count: int) -> None:
+    model = load(tiny.onnx)
+    tensor = sites(model)[0].tensor
+    with pytest.raises(ModelError, match=f"the smoothing of '{tensor}' is for {count} channels, but it has {WIDTH}"):
+        smooth(model, {tensor: Smoothing((2.0,) * count, (0.0,) * count)})
 
 
 def test_a_tensor_that_cannot_be_smoothed_is_named(tiny: Tiny) -> None:
@@ -244,7 +283,7 @@ def test_a_tensor_that_cannot_be_smoothed_is_named(tiny: Tiny) -> None:
 
 
 def test_a_model_that_smoothing_would_change_is_refused_and_calibrates_without(tiny: Tiny, tmp_path: Path) -> None:
-    export(*tiny_with(ReadsValuesTwice), tmp_path / "fp32.onnx")
+    export(*tiny_with(AsksByValues), tmp_path / "fp32.onnx")
     with pytest.raises(ModelError, match=r"smoothing changes the output 'logits' of this model, which it must not") as caught:
         calibrate(tmp_path / "fp32.onnx", tiny.files, Recipe())
     assert 'smoothing = "none"' in str(caught.value.hint)

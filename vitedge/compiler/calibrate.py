@@ -228,7 +228,12 @@ def save_table(table: ScaleTable, path: Path) -> None:
 
 def load_table(path: Path) -> ScaleTable:
     """Read a scale table back."""
-    return from_dict(ScaleTable, read_json(path))
+    content = read_json(path)
+    table = from_dict(ScaleTable, content)
+    # a default would not be what the table was made with
+    if "smoothing" not in content or len(content["recipe"]) != len(to_dict(table.recipe)):
+        raise VitEdgeError(f"{path} was written by an older version of vitedge", hint="calibrate again")
+    return table
 
 
 def _round(amax: float) -> float:

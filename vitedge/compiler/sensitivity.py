@@ -171,7 +171,7 @@ def sensitivity(
     """
     key = content_key(hashlib.sha256(int8.SerializeToString()).hexdigest(), hashlib.sha256(rows.tobytes()).hexdigest())
     known, found = _read(path, key), quantized(int8, prepared)
-    judge = None if len(known) == len(found) + 1 else Judge(prepared, rows)
+    judge = None if all(name in known for name in ("", *(linear.name for linear in found))) else Judge(prepared, rows)
     macs = _macs(prepared, found, rows[:1])
     for done, linear in enumerate([None, *found]):
         name = "" if linear is None else linear.name  # without a name: what is left when all are freed
@@ -318,6 +318,7 @@ def _read(path: Path, key: str) -> dict[str, Cost]:
     try:
         content = read_json(path)
         costs = [from_dict(Cost, entry) for entry in content["costs"]]
-        return {cost.name: cost for cost in costs} if content["key"] == key else {}
+        whole = all(0 <= cost.noise < math.inf and (cost.macs > 0 or not cost.name) for cost in costs)
+        return {cost.name: cost for cost in costs} if content["key"] == key and whole else {}
     except (VitEdgeError, KeyError, TypeError):  # missing, damaged, or of another make: measured anew
         return {}

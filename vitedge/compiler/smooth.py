@@ -46,6 +46,7 @@ from vitedge.specs import Smoothing
 POINTWISE = ("Gelu", "Relu", "Mul", "Sigmoid", "Tanh", "Erf", "Elu", "HardSwish", "LeakyRelu")  # a Mul and Add fuse with these
 SUFFIX = ".smooth"
 EXACT_DB = 80.0  # SQNR of the rewritten model against the original; float32 rounding alone gives 100 to 130
+HINT = "calibrate again"
 Sources = tuple[tuple[str, NDArray[np.int64]], ...]
 
 
@@ -79,7 +80,7 @@ def sites(model: ModelProto) -> list[Site]:
             continue
         if maker.op_type == "LayerNormalization" and alone and maker.input[1] in known:
             found.append(Site(tensor, names, "norm"))
-        elif tensor in values and alone:
+        elif tensor in values and alone and not _passes_by(model, tensor, values[tensor]):
             found.append(Site(tensor, names, "values", values[tensor]))
         elif maker.op_type in POINTWISE:
             found.append(Site(tensor, names, "pointwise"))
@@ -95,9 +96,12 @@ def smooth(model: ModelProto, smoothing: Mapping[str, Smoothing]) -> None:
     by_name = {linear.name: linear for linear in linears(model)}
     for tensor, wanted in smoothing.items():
         if tensor not in known:
-            raise ModelError(f"{tensor!r} cannot be smoothed in this model", hint="calibrate again")
+            raise ModelError(f"{tensor!r} cannot be smoothed in this model", hint=HINT)
         scale, shift = np.array(wanted.scale), np.array(wanted.shift)
         site = known[tensor]
+        channels = len(linear_weight(model, by_name[site.linears[0]]))
+        if len(scale) != channels:
+            raise ModelError(f"the smoothing of {tensor!r} is for {len(scale)} channels, but it has {channels}", hint=HINT)
         {"norm": _into_norm, "values": _into_values, "pointwise": _into_pointwise}[site.how](model, site, by_name, scale, shift)
         for name in site.linears:
             _undo(model, by_name[name], scale, shift)
@@ -147,7 +151,9 @@ def _into_values(
         output = linear_output(model, linear)
         if not output.endswith(SUFFIX):
             rename_tensor(model, output, f"{output}{SUFFIX}", producers(model)[output])
-    rename_tensor(model, site.tensor, f"{site.tensor}{SUFFIX}", producers(model)[site.tensor])
+    makers = producers(model)
+    if site.tensor in makers:  # else it is what one of these Linears makes, and has the new name
+        rename_tensor(model, site.tensor, f"{site.tensor}{SUFFIX}", makers[site.tensor])
 
 
 def _into_pointwise(
@@ -191,6 +197,16 @@ def _value_channels(model: ModelProto, tensors: list[str]) -> dict[str, Sources]
         if distinct and np.array_equal(mixed[numbers], second[tensor]):
             found[tensor] = _sources(numbers, numbered)
     return found
+
+
+def _passes_by(model: ModelProto, tensor: str, sources: Sources) -> bool:
+    """Whether a Linear of `sources` reaches an output of the graph other than through `tensor`, so that it may not change."""
+    names = {name for name, _ in sources}
+    reached = {linear_output(model, linear) for linear in linears(model) if linear.name in names} - {tensor}
+    for node in model.graph.node:
+        if reached.intersection(node.input):
+            reached.update(name for name in node.output if name != tensor)
+    return any(output.name in reached for output in model.graph.output)
 
 
 def _run_numbered(model: ModelProto, tensors: list[str], numbers: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
