@@ -4,13 +4,14 @@ BIN := .venv/bin
 FASHION := examples/fashion_mnist
 FOCUS := examples/focus
 
-.PHONY: help demo test test-families check bench clean
+.PHONY: help demo test test-families check bench bench-quantizers clean
 help:
 	@echo "make demo    deploy two real Vision Transformers on this machine; tables, an annotated video, reports"
 	@echo "make test    all tests"
 	@echo "make test-families   timm and torchvision architectures; downloads several GB"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make bench   measure against other engines and write results/ and the README tables"
+	@echo "make bench-quantizers IMAGES=DIR   measure against other quantizers: an hour or two on labelled images, see benchmarks/quantizers.py"
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -46,6 +47,13 @@ bench: demo
 	$(BIN)/python benchmarks/cpu_latency.py
 	$(BIN)/vitedge bench fashion-vit/fp32 fashion-vit/int8 --images $(FASHION)/.cache/test --seconds 10 --json results/fashion_vit.json
 	$(BIN)/vitedge bench focus-vits14/fp32 focus-vits14/int8 --images $(FOCUS)/.cache/judge --seconds 10 --json results/focus_vits14.json
+	$(BIN)/python benchmarks/readme.py
+
+bench-quantizers: .venv/ready
+	$(BIN)/python $(FASHION)/dataset.py
+	$(BIN)/python $(FOCUS)/fetch.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m benchmarks.quantizers --images $(IMAGES)
 	$(BIN)/python benchmarks/readme.py
 
 clean:

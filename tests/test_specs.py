@@ -256,6 +256,7 @@ WRONG_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (Preprocess, {**SIZED, "crop_pct": 0.0}, r"crop_pct must be in \(0, 1\], not 0"),
     (Preprocess, {**SIZED, "crop_pct": 1.1}, r"crop_pct must be in \(0, 1\], not 1.1"),
     (Preprocess, {**SIZED, "crop_pct": math.nan}, "crop_pct must be"),
+    (Recipe, {"name": "fp32"}, "a recipe cannot be called fp32"),
     (Recipe, {"percentile": 0.0}, r"percentile must be in \(0, 100\], not 0"),
     (Recipe, {"percentile": 100.1}, r"percentile must be in \(0, 100\], not 100.1"),
     (Recipe, {"percentile": math.nan}, "percentile must be"),

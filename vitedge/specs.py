@@ -138,6 +138,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require_name(self.name)
+        _require(self.name != "fp32", "a recipe cannot be called fp32, which is the name of the float model")
         _require_choices(self)
         _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
         _require(0 < self.percentile <= 100, f"percentile must be in (0, 100], not {self.percentile}")

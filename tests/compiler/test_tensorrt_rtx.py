@@ -30,7 +30,7 @@ trt: Any = pytest.importorskip(
     "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'vitedge[rtx]'", exc_type=ImportError
 )
 RECIPES = {
-    "float": Recipe(name="fp32", method="none"),
+    "float": Recipe(name="float", method="none"),
     "int8": Recipe(),
     "int8-fast": BUILTIN_RECIPES["int8-fast"],
     "int8-attention": BUILTIN_RECIPES["int8-attention"],
