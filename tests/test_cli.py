@@ -472,7 +472,10 @@ MISTAKES = {
     "calibrating what is no ONNX": (["calibrate", "typo.toml", "--images", "images"], "typo.toml is not a readable ONNX model"),
     "scales missing": (["quantize", "fp32.onnx", "--scales", "none.json"], "cannot read none.json"),
     "scales of another model": (["quantize", "fp32.onnx", "--scales", "other.json"], "another model"),
-    "quantizing without images": (["quantize", "fp32.onnx", "--scales", "scales.json"], "what the calibration images show"),
+    "quantizing without images": (
+        ["quantize", "fp32.onnx", "--scales", "scales.json"],
+        "looks at the calibration images once more",
+    ),
     "quantizing with others": (["quantize", "fp32.onnx", "--scales", "scales.json", "--images", "few"], "these are other images"),
     "building what is missing": (["build", "none.onnx"], "none.onnx does not exist"),
     "building a folder": (["build", "images"], "images is not a readable ONNX model"),

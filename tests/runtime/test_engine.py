@@ -115,7 +115,7 @@ def test_a_batch_that_is_empty_or_too_large_is_refused_and_the_engine_goes_on(ma
 @pytest.mark.parametrize("backend", PLAN)
 def test_a_batch_below_the_profile_is_filled_up_and_one_above_is_refused(made: Made, backend: str, tmp_path: Path) -> None:
     target = Target(name="four", backend=backend, batch=(2, 4, 4), threads=1)  # type: ignore[arg-type]
-    with open_engine(build_engine(made.graphs["int8"], target, tmp_path)) as engine:
+    with open_engine(build_engine(made.graphs["fp32"], target, tmp_path)) as engine:
         rows = input_rows(engine, made.images, 4)
         assert engine.max_batch == 4 and engine(rows).shape == (4, 10)
         np.testing.assert_allclose(engine(rows[:2]), engine(rows)[:2], atol=1e-3)

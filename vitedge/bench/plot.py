@@ -30,6 +30,7 @@ class Axis:
     step: float
 
     def at(self, value: float) -> float:
+        """The position of a value, in units."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self, least: float = 0, most: float = math.inf) -> list[tuple[float, str]]:
@@ -144,6 +145,7 @@ def _short(name: str) -> str:
 
 
 def axis(low: float, high: float, start: float, end: float) -> Axis:
+    """An axis with about six ticks, 1, 2 or 5 times a power of ten apart."""
     rough = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(rough))
     return Axis(low, high, start, end, next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999))
