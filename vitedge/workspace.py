@@ -37,7 +37,7 @@ BUILTIN_RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(),
-        Recipe(name="int8-fast", smoothing="fixed", rounding="nearest", bias_correction=False, images=32),
+        Recipe(name="int8-fast", smoothing="fixed", rounding="nearest", images=32),
         Recipe(name="int8-attention", attention=True),
         Recipe(name="int8-mixed", min_sqnr_db=40.0),
         Recipe(name="bf16", method="none", float_type="bf16"),
