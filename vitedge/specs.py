@@ -26,7 +26,7 @@ Task = Literal["classify", "embed", "dense"]
 Resize = Literal["crop", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
 Method = Literal["max", "percentile", "mse", "entropy", "auto", "none"]
-Exponent = Literal["auto", "fixed", "none"]
+SmoothingMethod = Literal["auto", "fixed", "none"]
 Rounding = Literal["gptq", "nearest"]
 FloatType = Literal["fp32", "bf16"]
 
@@ -122,7 +122,7 @@ class Recipe:
     method: Method = "max"
     percentile: float = 99.99
     per_channel: bool = True
-    smoothing: Exponent = "auto"
+    smoothing: SmoothingMethod = "auto"
     exponent: float = 0.7
     shift: bool = True
     rounding: Rounding = "gptq"

@@ -35,7 +35,7 @@ from vitedge.compiler.graph import linears, load
 from vitedge.errors import ModelError, VitEdgeError
 from vitedge.images import LOOK_AHEAD, ImageFile, decode, list_images
 from vitedge.preprocess import resize
-from vitedge.specs import Exponent, Method, ModelCard, Recipe, ScaleTable
+from vitedge.specs import Method, ModelCard, Recipe, ScaleTable, SmoothingMethod
 from vitedge.workspace import sha256
 
 Values = NDArray[np.float32]
@@ -254,7 +254,7 @@ def test_the_order_of_files_does_not_matter_and_the_seed_and_number_do(tiny: Tin
     ("method", "smoothing", "passes"), [("max", "none", 1), ("max", "fixed", 2), ("mse", "auto", 3), ("auto", "none", 2)]
 )
 def test_progress_runs_to_the_number_of_images_in_all_passes(
-    method: Method, smoothing: Exponent, passes: int, tiny: Tiny
+    method: Method, smoothing: SmoothingMethod, passes: int, tiny: Tiny
 ) -> None:
     told: list[tuple[int, int]] = []
     calibrate(
