@@ -42,7 +42,7 @@ class Silent:
     def begin(self, step: str) -> None:
         pass
 
-    def progress(self, fraction: float) -> None:
+    def progress(self, fraction: float, phase: str = "") -> None:
         assert 0 <= fraction <= 1
 
     def end(self, step: str, result: str) -> None:

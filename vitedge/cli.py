@@ -97,7 +97,8 @@ class Terminal:
     """Tells a person at a terminal, on stderr, what the pipeline does: a bar while a step runs, a line when it ends."""
 
     def __init__(self) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(32), TimeElapsedColumn())
+        parts = TextColumn("[dim]{task.fields[phase]}[/]")
+        columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(32), TimeElapsedColumn(), parts)
         self._bar = Progress(*columns, console=err, transient=True)
         self._task: TaskID | None = None
         self._began = 0.0
@@ -107,12 +108,12 @@ class Terminal:
         self._began = time.perf_counter()
         if err.is_terminal:
             self._bar.start()
-        self._task = self._bar.add_task(step, total=None)
+        self._task = self._bar.add_task(step, total=None, phase="")
 
-    def progress(self, fraction: float) -> None:
+    def progress(self, fraction: float, phase: str = "") -> None:
         """Move the bar."""
         if self._task is not None:
-            self._bar.update(self._task, total=1.0, completed=fraction)
+            self._bar.update(self._task, total=1.0, completed=fraction, phase=phase)
 
     def end(self, step: str, result: str) -> None:
         """Replace the bar by the line that stays."""
@@ -254,13 +255,18 @@ def quantize(
 def build(
     onnx: Annotated[Path, typer.Argument(help="A float or INT8 ONNX file made by vitedge.", show_default=False)],
     target: TargetName = "cpu",
+    images: Annotated[
+        Path | None, typer.Option(help="Real images, to convert the graph to the float type that a GPU is fastest in.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder of engines. \\[default: engines/]")] = None,
 ) -> None:
-    """Compile an ONNX file into an engine for this machine."""
+    """Compile an ONNX file into an engine."""
     from vitedge import pipeline
+    from vitedge.images import list_images
 
+    files = list_images(images) if images else []
     with contextlib.closing(Terminal()) as terminal:
-        folder = pipeline.build_step(onnx, load_target(target), output or find_root() / "engines", terminal)
+        folder = pipeline.build_step(onnx, load_target(target), output or find_root() / "engines", terminal, files)
     out.print(short_path(folder), markup=False, soft_wrap=True)
 
 

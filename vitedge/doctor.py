@@ -47,7 +47,9 @@ def _examine(name: str) -> Finding:
         _check_model()
         with tempfile.TemporaryDirectory() as folder, open_engine(build_engine(MODEL, target, Path(folder))) as engine:
             _check(engine(PATCHES), name)
-        return Finding(name, True, f"{backend.version()} on {backend.device()}, floats in {' or '.join(backend.float_types())}")
+        return Finding(
+            name, True, f"{backend.version()} on {backend.device(target)}, floats in {' or '.join(backend.float_types(target))}"
+        )
     except MissingPackageError as error:
         return Finding(name, None, "not installed", error.hint)
     except (VitEdgeError, OSError, RuntimeError) as error:

@@ -5,6 +5,7 @@ VitEdgeError              anything below; the command line prints `error:` and `
 ├─ ImageError             one image or frame cannot be decoded; streams skip it and count
 ├─ ModelError             a model or ONNX file cannot be exported, calibrated or quantized
 └─ EngineError            an engine directory cannot be built, opened or fed
+   └─ BuildError          a vendor's builder gave up; it has its log
 """
 
 from __future__ import annotations
@@ -38,6 +39,14 @@ class ModelError(VitEdgeError):
 
 class EngineError(VitEdgeError):
     """An engine that cannot be built, opened or fed."""
+
+
+class BuildError(EngineError):
+    """A vendor's builder gave up; `log` is all that it said."""
+
+    def __init__(self, message: str, *, hint: str, log: str) -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
 
 
 def import_package(name: str, extra: str, package: str | None = None) -> Any:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from vitedge import __version__
 from vitedge.backends import load_backend
-from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source, run_build
+from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source, run_build, wanted_float_type
 from vitedge.bench.accuracy import Accuracy, Recording, bench_rows, judge
 from vitedge.bench.costs import Analysis
 from vitedge.bench.environment import environment
@@ -56,8 +56,8 @@ class Watcher(Protocol):
     def begin(self, step: str) -> None:
         """A step begins."""
 
-    def progress(self, fraction: float) -> None:
-        """So much of the current step is done, 0 to 1."""
+    def progress(self, fraction: float, phase: str = "") -> None:
+        """So much of the current step is done, 0 to 1; `phase` names what is being done, where a step has parts."""
 
     def end(self, step: str, result: str) -> None:
         """A step has ended, or was fresh; `result` is one line for people."""
@@ -133,7 +133,7 @@ def make(job: Job, watcher: Watcher) -> Result:
     quantized = [model, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
     key = _bound_key(judged, job.bound)
     graphs = [_bounded_before(graph, key, watcher) for graph in quantized]
-    folders = [build_step(graph, target, engines, watcher) for graph in graphs]
+    folders = [build_step(graph, target, engines, watcher, files) for graph in graphs]
     batches = sorted({target.batch[0], target.batch[1]})
     rows = bench_step(folders, judged, batches, job.seconds, notes=notes, watcher=watcher)
     search = Search(model, folders[0], files, judged, job.bound, key, job.root)
@@ -142,7 +142,7 @@ def make(job: Job, watcher: Watcher) -> Result:
         if graphs[index] == quantized[index]:
             changed |= _bound_or_note(search, index, quantized[index], watcher, notes)
     if changed:
-        folders = [build_step(changed[i], target, engines, watcher) if i in changed else f for i, f in enumerate(folders)]
+        folders = [build_step(changed[i], target, engines, watcher, files) if i in changed else f for i, f in enumerate(folders)]
         rows = bench_step(folders, judged, batches, job.seconds, notes=notes, watcher=watcher)
     if judged is files:
         notes.append("accuracy was measured on the calibration images, which flatters it: give others with --judge")
@@ -241,8 +241,10 @@ def calibrate_step(
     return result.table
 
 
-def build_step(graph: Path, target: Target, engines: Path, watcher: Watcher) -> Path:
-    """The engine directory of an ONNX file for `target`."""
+def build_step(graph: Path, target: Target, engines: Path, watcher: Watcher, files: Sequence[ImageFile] = ()) -> Path:
+    """The engine directory of an ONNX file for `target`; files: real images, if the float type is to be converted for it."""
+    if files:
+        graph = precision_step(graph, target, files, watcher)
     build = prepare_build(graph, target, engines)
     if is_whole(build.folder):
         with suppress(OSError):  # of a workspace that is not ours to write
@@ -250,9 +252,32 @@ def build_step(graph: Path, target: Target, engines: Path, watcher: Watcher) -> 
         watcher.end("build", f"{short_path(build.folder)} is fresh")
     else:
         watcher.begin("build")
-        run_build(build)
+        run_build(build, lambda phase, fraction: watcher.progress(fraction, phase))
         watcher.end("build", f"{short_path(build.folder)}: floats in {build.float_type}")
     return build.folder
+
+
+def precision_step(graph: Path, target: Target, files: Sequence[ImageFile], watcher: Watcher) -> Path:
+    """The graph itself, or its form in the float type that its recipe asks for on a target that goes by the graph's types."""
+    source, backend = read_source(graph), load_backend(target.backend)
+    wanted = wanted_float_type(source, backend.float_types(target))
+    if not backend.TYPED or wanted == source.float_type:
+        return graph
+    require_compiler()
+    from vitedge.compiler.activations import images_sha256
+    from vitedge.compiler.precision import RANGE_IMAGES, convert
+
+    drawn = sample(files, RANGE_IMAGES, 0)
+    key = content_key(__version__, sha256(graph), wanted, images_sha256(drawn))
+    path = graph.with_name(f"{source.variant}.{wanted}-{key}.onnx")
+    if _is_readable(path):
+        watcher.end("precision", f"{short_path(path)} is fresh")
+        return path
+    watcher.begin("precision")
+    kept = convert(graph, wanted, path, drawn, progress=lambda done, total: watcher.progress(done / total))
+    told = f"; too large for it and in fp32: {', '.join(kept)}" if kept else ""
+    watcher.end("precision", f"{short_path(path)}: floats in {wanted}{told}")
+    return path
 
 
 def bench_step(

@@ -28,7 +28,8 @@ Interpolation = Literal["bicubic", "bilinear"]
 Method = Literal["max", "percentile", "mse", "entropy", "auto", "none"]
 SmoothingMethod = Literal["auto", "fixed", "none"]
 Rounding = Literal["gptq", "nearest"]
-FloatType = Literal["fp32", "bf16"]
+FloatType = Literal["fp32", "fp16", "bf16"]
+Hardware = Literal["this", "same-capability", "ampere-plus"]
 
 MAX_BATCH = 4096  # that exported graphs are declared for
 MAX_THREADS = 1024
@@ -113,8 +114,8 @@ class Recipe:
     every Linear out of its bias. attention: quantize the two products of self-attention as well.
     int4: shell patterns of Linear names whose weights get 4 bits. skip: patterns of those left in floating point.
     min_sqnr_db: as many more stay in floating point, the costliest first, as the outputs need for this SQNR; 0 for no bound.
-    float_type: what everything not quantized computes in;
-    "auto" is bf16 (FP32's range, 8 bits of precision) where the device has it natively, else fp32.
+    float_type: what everything not quantized computes in; "auto" is what the device is fastest in: fp16 on a GPU, bf16 (FP32's
+    range, 8 bits of precision) on a processor that has it natively, else fp32.
     images: how many calibration images are read (at most). min_images: fewer than these is an error.
     """
 
@@ -131,7 +132,7 @@ class Recipe:
     int4: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     min_sqnr_db: float = 0.0
-    float_type: Literal["auto", "fp32", "bf16"] = "auto"
+    float_type: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     images: int = 128
     min_images: int = 16
     seed: int = 0
@@ -180,32 +181,69 @@ class ScaleTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """What to build for: a backend, its batch profile (min, opt, max) and threads (None = all cores). No precision.
+class Peaks:
+    """What a device can do at most: dense TOPS (1e12 operations a second, a multiply-add is two) by type, and GB/s of memory.
 
-    backend: a key of `vitedge.backends.BACKENDS`, which `load_backend` checks.
+    tops: of "int8", "fp16", "bf16", "fp32"; a type that is absent is unknown. source: where the figures come from.
+    """
+
+    tops: dict[str, float]
+    bandwidth_gb_s: float
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        known = ("int8", "fp16", "bf16", "fp32")
+        _require(set(self.tops) <= set(known), f"peaks.tops are of {', '.join(known)}, not of {', '.join(map(str, self.tops))}")
+        figures = (*self.tops.values(), self.bandwidth_gb_s)
+        _require(all(0 < figure < math.inf for figure in figures), f"peaks must be positive numbers, not {figures}")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to build for: a backend, its batch profile (min, opt, max) and how hard to try. No precision: the graph has that.
+
+    backend: a key of `vitedge.backends.BACKENDS`, which `load_backend` checks. threads: of a CPU backend; None = all cores.
+    The rest is for GPUs. capability: the compute capability that is built for, e.g. "8.7"; None = that of the GPU which is here.
+    workspace_mib: scratch memory that the builder may plan with; None = all there is. optimization_level: 0 to 5, how long
+    the builder looks for fast kernels. hardware: which other GPUs may run the engine. version_compatible: whether later
+    releases of the backend may. refit: whether the weights can be replaced later. peaks: for the roofline; decides nothing.
     """
 
     name: str = "cpu"
     backend: str = "openvino"
     batch: tuple[int, int, int] = (1, 1, 16)
     threads: int | None = None
+    capability: str | None = None
+    workspace_mib: int | None = None
+    optimization_level: int = 3
+    hardware: Hardware = "this"
+    version_compatible: bool = False
+    refit: bool = False
+    peaks: Peaks | None = None
 
     def __post_init__(self) -> None:
         _require_name(self.name)
+        _require_choices(self)
         low, best, high = self.batch
         _require(1 <= low <= best <= high, f"batch must be (min, opt, max) with 1 <= min <= opt <= max, not {self.batch}")
         _require(high <= MAX_BATCH, f"batch must be at most {MAX_BATCH}, not {high}")
         _require(
             self.threads is None or 0 < self.threads <= MAX_THREADS, f"threads must be 1 to {MAX_THREADS}, not {self.threads}"
         )
+        numbered = self.capability is None or re.fullmatch(r"\d+\.\d", self.capability)
+        _require(bool(numbered), f'capability must be MAJOR.MINOR in quotes, such as "8.7", not {self.capability!r}')
+        _require(
+            self.workspace_mib is None or self.workspace_mib > 0, f"workspace_mib must be positive, not {self.workspace_mib}"
+        )
+        _require(0 <= self.optimization_level <= 5, f"optimization_level must be 0 to 5, not {self.optimization_level}")
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What an engine directory holds and where it was made. sha256 in hex; built_at in ISO 8601, UTC.
 
-    float_type: what the layers that are not INT8 compute in, as resolved when the engine was built.
+    target: as it was resolved for the device at hand. float_type: what the layers that are not INT8 compute in, likewise.
+    platform: operating system and processor, e.g. "Linux aarch64". driver: the CUDA version of the driver there, "" without one.
     """
 
     card: ModelCard
@@ -219,6 +257,8 @@ class Manifest:
     backend_version: str
     device: str
     built_at: str
+    platform: str = ""
+    driver: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ BUILTIN_RECIPES = {
         Recipe(name="int8-fast", smoothing="fixed", rounding="nearest", images=32),
         Recipe(name="int8-attention", attention=True),
         Recipe(name="int8-mixed", min_sqnr_db=40.0),
+        Recipe(name="fp16", method="none", float_type="fp16"),
         Recipe(name="bf16", method="none", float_type="bf16"),
     )
 }

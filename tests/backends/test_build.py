@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -21,7 +22,7 @@ from vitedge.backends import openvino as openvino_backend
 from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source
 from vitedge.errors import EngineError, ModelError, VitEdgeError
 from vitedge.runtime.engine import open_engine, read_manifest
-from vitedge.specs import Recipe, Target
+from vitedge.specs import FloatType, Recipe, Target
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("openvino")
@@ -49,9 +50,10 @@ from vitedge.backends import load_backend
 module = load_backend(backend)
 whole = module.build
 def build_and_wait(*arguments):
-    whole(*arguments)
+    log = whole(*arguments)
     print("plan written", flush=True)
     sys.stdin.readline()
+    return log
 module.build = build_and_wait
 build()
 """
@@ -122,7 +124,7 @@ def test_the_same_recipe_on_a_device_with_another_float_type_is_another_engine(
     graph = with_recipe(made.graphs["fp32"], tmp_path, Recipe(name="auto", method="none"))
     names = []
     for native in (("bf16", "fp32"), ("fp32",)):
-        monkeypatch.setattr(openvino_backend, "float_types", lambda native=native: native)
+        monkeypatch.setattr(openvino_backend, "float_types", lambda target, native=native: native)
         names.append(prepare_build(graph, Target(), tmp_path).folder)
     assert names[0] != names[1]
 
@@ -138,7 +140,7 @@ def with_recipe(graph: Path, folder: Path, recipe: Recipe) -> Path:
 def test_bf16_is_computed_where_it_is_native_and_refused_elsewhere(made: Made, tmp_path: Path) -> None:
     graph = with_recipe(made.graphs["fp32"], tmp_path, Recipe(name="bf16", method="none", float_type="bf16"))
     assert read_source(graph).variant == "bf16"
-    if "bf16" not in openvino_backend.float_types():
+    if "bf16" not in openvino_backend.float_types(Target()):
         with pytest.raises(EngineError, match="asks for bf16"):
             build_engine(graph, Target(), tmp_path)
         return
@@ -154,7 +156,7 @@ def test_bf16_is_computed_where_it_is_native_and_refused_elsewhere(made: Made, t
 def test_auto_takes_what_the_backend_prefers(made: Made, tmp_path: Path) -> None:
     graph = with_recipe(made.graphs["fp32"], tmp_path, Recipe(name="auto", method="none"))
     for target in TARGETS:
-        wanted = backends.load_backend(target.backend).float_types()[0]
+        wanted = backends.load_backend(target.backend).float_types(target)[0]
         assert read_manifest(build_engine(graph, target, tmp_path)).float_type == wanted
     assert read_manifest(made.engines["openvino", "fp32"]).float_type == "fp32"
 
@@ -322,11 +324,14 @@ def test_there_is_no_backend_of_another_name() -> None:
     assert "openvino" in str(caught.value.hint) and "onnxruntime" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("name", backends.BACKENDS)
+@pytest.mark.parametrize("name", PARTS)
 def test_every_backend_offers_what_the_others_do(name: str) -> None:
     module = backends.load_backend(name)
-    assert module.version()[0].isdigit() and module.device()
-    assert module.float_types() and set(module.float_types()) <= {"fp32", "bf16"} and "fp32" in module.float_types()
+    target = Target(backend=name)
+    assert module.version()[0].isdigit() and module.device(target) and module.driver() == ""
+    assert module.resolve(target) == target and module.runs_here(target)
+    types = module.float_types(target)
+    assert types and set(types) <= set(get_args(FloatType)) and "fp32" in types
     assert module.PLAN and all(Path(part).name == part for part in module.PLAN)
 
 

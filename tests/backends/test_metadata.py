@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.engines import ROOT, Made
-from vitedge.backends.metadata import read_metadata
+from vitedge.backends.metadata import count_operators, read_metadata
 from vitedge.errors import ModelError
 
 onnx = pytest.importorskip("onnx")
@@ -89,3 +90,13 @@ def test_a_large_file_is_not_loaded(tmp_path: Path) -> None:
         file.seek(size, 1)
         file.write(b"\x72\x06\x0a\x01k\x12\x01v")
     assert read_metadata(tmp_path / "m.onnx") == {"k": "v"}
+
+
+def test_operators_are_counted_as_onnx_counts_them(made: Made) -> None:
+    for path in (DOCTOR, *made.graphs.values()):
+        assert count_operators(path) == Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def test_a_graph_without_nodes_has_no_operators(tmp_path: Path) -> None:
+    write_model(tmp_path / "m.onnx", {}, weights=200_000)
+    assert count_operators(tmp_path / "m.onnx") == Counter()

@@ -28,7 +28,7 @@ def precisions(graph: Path, float_type: FloatType) -> Counter[tuple[str, str]]:
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="INT8 kernels of other processors have other names")
-@pytest.mark.parametrize("float_type", backend.float_types())
+@pytest.mark.parametrize("float_type", backend.float_types(Target()))
 def test_every_linear_of_an_int8_graph_runs_in_an_int8_kernel_and_the_rest_in_the_float_type(
     made: Made, float_type: FloatType
 ) -> None:

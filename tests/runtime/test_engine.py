@@ -226,7 +226,7 @@ def test_a_garbled_manifest_is_refused(made: Made, tmp_path: Path, content: str,
     [
         ({"plan_sha256": None}, "needs the key 'plan_sha256'"),
         ({"colour": "red"}, "no key 'colour'"),
-        ({"float_type": "fp64"}, "must be one of 'fp32', 'bf16'"),
+        ({"float_type": "fp64"}, "must be one of 'fp32', 'fp16', 'bf16'"),
         ({"target": {"batch": [4, 2, 1]}}, "batch must be"),
         ({"card": 3}, "expected a table"),
     ],

@@ -3,24 +3,33 @@
 A backend is a module in this folder and one line in BACKENDS. It offers
 
     PACKAGE, EXTRA, PLAN          what to install, and the names of the plan's files, as the vendor's own tools open them
+    TYPED                         whether floats compute in the type that the graph gives them, or in one chosen at opening
     version() -> str              of the installed package; MissingPackageError where there is none
-    device() -> str               what it would run on
-    float_types() -> tuple        the float types the device computes in natively, preferred first
-    build(onnx, target, float_type, folder) -> None    write the plan's files into `folder`
+    resolve(target) -> Target     with what only the device here can tell; EngineError where it cannot be built for
+    device(target) -> str         what it would run on
+    driver() -> str               the CUDA version of the driver, "" where none is needed or there
+    runs_here(target) -> bool     whether a plan for the resolved `target` can be opened on this machine
+    float_types(target) -> tuple  the float types that computes in natively, preferred first
+    build(onnx, target, float_type, folder, progress) -> str    write the plan's files into `folder`; the vendor's log
+    check(manifest) -> None       EngineError where a plan does not fit this machine
     open(folder, card, target, float_type) -> Session
 """
 
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.errors import VitEdgeError
-from vitedge.specs import FloatType, ModelCard, Target
+from vitedge.errors import EngineError, VitEdgeError
+from vitedge.specs import FloatType, Manifest, ModelCard, Target
+
+Progress = Callable[[str, float], object]  # told the phase of a build, and how much of the whole is done, 0 to 1
 
 BACKENDS = {
     "openvino": "vitedge.backends.openvino",
@@ -47,11 +56,16 @@ class BackendModule(Protocol):
     PACKAGE: str
     EXTRA: str
     PLAN: tuple[str, ...]
+    TYPED: bool
 
     def version(self) -> str: ...
-    def device(self) -> str: ...
-    def float_types(self) -> tuple[FloatType, ...]: ...
-    def build(self, onnx: Path, target: Target, float_type: FloatType, folder: Path) -> None: ...
+    def resolve(self, target: Target) -> Target: ...
+    def device(self, target: Target) -> str: ...
+    def driver(self) -> str: ...
+    def runs_here(self, target: Target) -> bool: ...
+    def float_types(self, target: Target) -> tuple[FloatType, ...]: ...
+    def build(self, onnx: Path, target: Target, float_type: FloatType, folder: Path, progress: Progress) -> str: ...
+    def check(self, manifest: Manifest) -> None: ...
     def open(self, folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> Session: ...
 
 
@@ -60,3 +74,17 @@ def load_backend(name: str) -> BackendModule:
     if name not in BACKENDS:
         raise VitEdgeError(f"there is no backend {name!r}", hint=f"known: {', '.join(BACKENDS)}")
     return cast(BackendModule, importlib.import_module(BACKENDS[name]))
+
+
+def refuse_newer(manifest: Manifest, package: str, installed: str) -> None:
+    """Raise an EngineError where a plan is of a later release than the one installed."""
+    if _release(manifest.backend_version) > _release(installed):
+        raise EngineError(
+            f"the engine was built with {manifest.backend} {manifest.backend_version}, but {installed} is installed",
+            hint=f"pip install -U '{package}>={manifest.backend_version}', or build the engine again here",
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version, e.g. (2026, 4, 1)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -3,8 +3,8 @@
     engines/<model>/<variant>-<key>/   the plan as the backend wrote it, manifest.json, labels.txt, build.log
 
 The key is a hash of the ONNX file, the target, the backend's version and the float type: a whole engine of that name is
-current.
-Whatever stops a build half-way, a directory of that name is either whole or absent.
+current. Whatever stops a build half-way, a directory of that name is either whole or absent; of a build that failed, the
+vendor's log stays beside it.
 """
 
 from __future__ import annotations
@@ -13,41 +13,45 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import platform
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from vitedge.backends import BackendModule, Session, load_backend
-from vitedge.backends.metadata import read_metadata
-from vitedge.errors import EngineError, ModelError, VitEdgeError
+from vitedge.backends import BackendModule, Progress, Session, load_backend
+from vitedge.backends.metadata import count_operators, read_metadata
+from vitedge.errors import BuildError, EngineError, ModelError, VitEdgeError
 from vitedge.specs import FloatType, Manifest, ModelCard, Recipe, Target, from_dict, to_dict
-from vitedge.workspace import content_key, read_json, sha256, staged, write_json
+from vitedge.workspace import content_key, read_json, sha256, short_path, staged, write_file, write_json
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """What the metadata of an ONNX file says about it."""
+    """What the metadata of an ONNX file says about it. float_type: of the types in its graph."""
 
     card: ModelCard
     variant: str
     recipe: Recipe | None
+    float_type: FloatType
 
 
 def read_source(onnx: Path) -> Source:
-    """The card, variant and recipe in an ONNX file; a ModelError where vitedge did not write it."""
+    """The card, variant, recipe and float type in an ONNX file; a ModelError where vitedge did not write it."""
     entries = read_metadata(onnx)
     try:
         card, variant = json.loads(entries["vitedge.card"]), entries["vitedge.variant"]
         recipe = json.loads(entries.get("vitedge.recipe", "null"))
     except (KeyError, ValueError) as error:
         raise ModelError(f"{onnx} was not exported by vitedge", hint="start from the model: vitedge export MODEL") from error
-    return Source(from_dict(ModelCard, card), variant, from_dict(Recipe, recipe) if recipe else None)
+    typed = cast(FloatType, entries.get("vitedge.float_type", "fp32"))
+    return Source(from_dict(ModelCard, card), variant, from_dict(Recipe, recipe) if recipe else None, typed)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Build:
-    """An engine that may be built: all that decides its name, and the directory of that name."""
+    """An engine that may be built: all that decides its name, and the directory of that name. target: as resolved here."""
 
     onnx: Path
     onnx_sha256: str
@@ -62,11 +66,13 @@ class Build:
 def prepare_build(onnx: Path, target: Target, engines: Path) -> Build:
     """What the engine of `onnx` for `target` is made from, and where it belongs under the folder `engines`.
 
-    A float type that the device cannot compute in is an EngineError: nothing is downgraded silently.
+    A precision that the graph or the device does not have is an EngineError: nothing is downgraded silently.
     """
     source, backend = read_source(onnx), load_backend(target.backend)
-    digest, version, float_type = sha256(onnx), backend.version(), _float_type(source, backend, target)
-    key = content_key(digest, to_dict(target), version, float_type)
+    version, target = backend.version(), backend.resolve(target)
+    _check_quantized(onnx, source)
+    digest, float_type = sha256(onnx), _float_type(onnx, source, target)
+    key = content_key(digest, to_dict(dataclasses.replace(target, peaks=None)), version, float_type)
     folder = engines / source.card.name / f"{source.variant}-{key}"
     return Build(onnx, digest, source, target, backend, version, float_type, folder)
 
@@ -79,25 +85,48 @@ def build_engine(onnx: Path, target: Target, engines: Path) -> Path:
     return build.folder
 
 
-def run_build(build: Build) -> None:
-    """Build the engine in place of what its directory may hold."""
+def run_build(build: Build, progress: Progress = lambda phase, fraction: None) -> None:
+    """Build the engine in place of what its directory may hold.
+
+    An engine for this machine answers once before it is kept. progress: told the phase, and how much of the build is done.
+    """
+    failed = build.folder.with_name(f"{build.folder.name}.failed.log")
+    try:
+        with staged(build.folder) as temporary:
+            temporary.mkdir()
+            _fill(temporary, build, progress)
+    except BuildError as error:
+        write_file(failed, error.log)
+        raise EngineError(str(error), hint=f"{error.hint}; all that was said is in {short_path(failed)}") from error
+    failed.unlink(missing_ok=True)
+
+
+def _fill(folder: Path, build: Build, progress: Progress) -> None:
+    """Write plan, manifest, labels and log of an engine into `folder`."""
     source, target, backend = build.source, build.target, build.backend
-    with staged(build.folder) as temporary:
-        temporary.mkdir()
-        started = time.perf_counter()
-        backend.build(build.onnx, target, build.float_type, temporary)
-        _check_answer(backend.open(temporary, source.card, target, build.float_type), target, build.onnx)
-        seconds = time.perf_counter() - started
-        manifest = Manifest(
-            card=source.card, variant=source.variant, recipe=source.recipe, target=target, float_type=build.float_type,
-            onnx_sha256=build.onnx_sha256, plan_sha256=plan_sha256(temporary, backend.PLAN), backend=target.backend,
-            backend_version=build.backend_version, device=backend.device(), built_at=_now(),
-        )  # fmt: skip
-        write_json(temporary / "manifest.json", to_dict(manifest))
-        (temporary / "labels.txt").write_text("".join(f"{label}\n" for label in source.card.labels), "utf-8")
-        made_by = f"{target.backend} {build.backend_version} on {manifest.device}"
-        log = f"{build.onnx.name} by {made_by}: {seconds:.1f} s, float type {build.float_type}\n"
-        (temporary / "build.log").write_text(log, "utf-8")
+    started = time.perf_counter()
+    log = backend.build(build.onnx, target, build.float_type, folder, progress)
+    runs = backend.runs_here(target)
+    if runs:
+        _check_answer(backend.open(folder, source.card, target, build.float_type), target, build.onnx)
+    seconds = time.perf_counter() - started
+    manifest = Manifest(
+        card=source.card, variant=source.variant, recipe=source.recipe, target=target, float_type=build.float_type,
+        onnx_sha256=build.onnx_sha256, plan_sha256=plan_sha256(folder, backend.PLAN), backend=target.backend,
+        backend_version=build.backend_version, device=backend.device(target), built_at=_now(),
+        platform=this_platform(), driver=backend.driver(),
+    )  # fmt: skip
+    write_json(folder / "manifest.json", to_dict(manifest))
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in source.card.labels), "utf-8")
+    made_by = f"{target.backend} {build.backend_version} {'on' if runs else 'for'} {manifest.device}"
+    untested = "" if runs else "; this machine cannot run it, so no answer of it was checked"
+    summary = f"{build.onnx.name} by {made_by}: {seconds:.1f} s, float type {build.float_type}{untested}\n"
+    (folder / "build.log").write_text(summary + log, "utf-8")
+
+
+def this_platform() -> str:
+    """Operating system and processor, e.g. "Linux aarch64": a GPU's plan is of one."""
+    return f"{platform.system()} {platform.machine()}"
 
 
 def is_whole(folder: Path) -> bool:
@@ -114,18 +143,42 @@ def plan_sha256(folder: Path, names: tuple[str, ...]) -> str:
     return hashlib.sha256("".join(sha256(folder / name) for name in names).encode()).hexdigest()
 
 
-def _float_type(source: Source, backend: BackendModule, target: Target) -> FloatType:
+def _check_quantized(onnx: Path, source: Source) -> None:
+    """An ONNX file whose recipe quantizes must hold Q/DQ: INT8 is never made of a float graph by a builder's flag."""
+    quantizes = source.recipe is not None and source.recipe.method != "none"
+    if quantizes and not count_operators(onnx)["DequantizeLinear"]:
+        raise EngineError(
+            f"{onnx} calls itself {source.variant}, but is a float graph: it holds no DequantizeLinear",
+            hint="quantize it first: vitedge calibrate, then vitedge quantize",
+        )
+
+
+def _float_type(onnx: Path, source: Source, target: Target) -> FloatType:
     """What the layers that stay in floating point will compute in."""
-    wanted = source.recipe.float_type if source.recipe else "fp32"
-    native = backend.float_types()
-    if wanted == "auto":
-        return native[0]
+    backend = load_backend(target.backend)
+    native, where = backend.float_types(target), f"{target.backend} on {backend.device(target)}"
+    wanted = wanted_float_type(source, native)
     if wanted not in native:
         raise EngineError(
-            f"the recipe {source.variant!r} asks for {wanted}, which {target.backend} on {backend.device()} does not compute in",
+            f"the recipe {source.variant!r} asks for {wanted}, which {where} does not compute in",
             hint=f"it computes in {' and '.join(native)}; set float_type in the recipe",
         )
+    if not backend.TYPED and source.float_type != "fp32":
+        raise EngineError(
+            f"the graph {onnx} is in {source.float_type}, for GPUs", hint=f"{where} takes the one that it was made from"
+        )
+    if backend.TYPED and source.float_type != wanted:
+        raise EngineError(
+            f"{target.backend} computes in the types of the graph, which are {source.float_type}, but the recipe wants {wanted}",
+            hint=f'give real images with --images, to convert it on; or set float_type = "{source.float_type}" in the recipe',
+        )
     return wanted
+
+
+def wanted_float_type(source: Source, native: tuple[FloatType, ...]) -> FloatType:
+    """The float type that a recipe asks for, on a device that computes in those of `native`."""
+    wanted = source.recipe.float_type if source.recipe else "fp32"
+    return native[0] if wanted == "auto" else wanted
 
 
 def _check_answer(session: Session, target: Target, onnx: Path) -> None:

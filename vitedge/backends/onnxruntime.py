@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitedge.backends import Progress, refuse_newer
 from vitedge.errors import EngineError, first_line, import_package
 from vitedge.preprocess import input_dtype, input_shape
-from vitedge.specs import FloatType, ModelCard, Target
+from vitedge.specs import FloatType, Manifest, ModelCard, Target
 
 PACKAGE, EXTRA = "onnxruntime", "compile"
 PLAN = ("model.onnx",)
+TYPED = False
 
 
 def version() -> str:
@@ -26,20 +28,41 @@ def version() -> str:
     return str(_onnxruntime().__version__)
 
 
-def device() -> str:
+def resolve(target: Target) -> Target:
+    """The target itself: a CPU engine is compiled again wherever it is opened."""
+    return target
+
+
+def device(target: Target) -> str:
     """The execution provider."""
     return "CPUExecutionProvider"
 
 
-def float_types() -> tuple[FloatType, ...]:
+def driver() -> str:
+    """None is needed."""
+    return ""
+
+
+def runs_here(target: Target) -> bool:
+    """Every CPU will do."""
+    return True
+
+
+def float_types(target: Target) -> tuple[FloatType, ...]:
     """FP32 alone: the CPU provider has no bf16 kernels."""
     return ("fp32",)
 
 
-def build(onnx: Path, target: Target, float_type: FloatType, folder: Path) -> None:
+def build(onnx: Path, target: Target, float_type: FloatType, folder: Path, progress: Progress) -> str:
     """Check that a session can be made of `onnx` and copy it into `folder`."""
     _session(onnx, target)
     shutil.copyfile(onnx, folder / PLAN[0])
+    return ""
+
+
+def check(manifest: Manifest) -> None:
+    """Raise an EngineError where the plan is of a later release than the one installed."""
+    refuse_newer(manifest, PACKAGE, version())
 
 
 def open(folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> OnnxRuntimeSession:  # noqa: A001

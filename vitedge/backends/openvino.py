@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitedge.backends import Progress, refuse_newer
 from vitedge.errors import EngineError, import_package
 from vitedge.preprocess import input_dtype, input_shape
-from vitedge.specs import FloatType, ModelCard, Target
+from vitedge.specs import FloatType, Manifest, ModelCard, Target
 
 PACKAGE, EXTRA = "openvino", "cpu"
 PLAN = ("model.xml", "model.bin")
+TYPED = False
 PRECISION = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -28,18 +30,33 @@ def version() -> str:
     return str(_openvino().__version__).split("-")[0]
 
 
-def device() -> str:
+def resolve(target: Target) -> Target:
+    """The target itself: a CPU engine is compiled again wherever it is opened."""
+    return target
+
+
+def device(target: Target) -> str:
     """The processor's name."""
     return str(_openvino().Core().get_property("CPU", "FULL_DEVICE_NAME"))
 
 
-def float_types() -> tuple[FloatType, ...]:
+def driver() -> str:
+    """None is needed."""
+    return ""
+
+
+def runs_here(target: Target) -> bool:
+    """Every CPU will do."""
+    return True
+
+
+def float_types(target: Target) -> tuple[FloatType, ...]:
     """bf16 first where the processor has instructions for it."""
     native = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "fp32") if "BF16" in native else ("fp32",)
 
 
-def build(onnx: Path, target: Target, float_type: FloatType, folder: Path) -> None:
+def build(onnx: Path, target: Target, float_type: FloatType, folder: Path, progress: Progress) -> str:
     """Convert `onnx` to IR in `folder`; target and float type matter only when it is opened."""
     openvino = _openvino()
     try:
@@ -50,6 +67,12 @@ def build(onnx: Path, target: Target, float_type: FloatType, folder: Path) -> No
         openvino.save_model(model, folder / PLAN[0], compress_to_fp16=False)
     except RuntimeError as error:  # of a C++ stream, which does not say why; next to always the disk is full
         raise OSError(errno.ENOSPC, "OpenVINO cannot save its plan, is the disk full?") from error
+    return ""
+
+
+def check(manifest: Manifest) -> None:
+    """Raise an EngineError where the plan is of a later release than the one installed."""
+    refuse_newer(manifest, PACKAGE, version())
 
 
 def open(folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> OpenVinoSession:  # noqa: A001

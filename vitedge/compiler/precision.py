@@ -10,16 +10,52 @@ A graph whose numbers FP16 cannot hold is refused rather than clipped; what only
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from vitedge.compiler.graph import Array, attribute, constants, producers, put_constant, put_nodes, rename_tensor, rewire
+from vitedge.compiler.graph import (
+    Array,
+    attribute,
+    constants,
+    load,
+    metadata,
+    producers,
+    put_constant,
+    put_nodes,
+    rename_tensor,
+    rewire,
+    save,
+)
 from vitedge.errors import ModelError
+from vitedge.images import ImageFile
+from vitedge.specs import FloatType
 
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 NORMAL = float(np.finfo(np.float16).tiny)  # 2**-14: below it, numbers lose bits
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)  # 2**-24
 INFINITE = 1e9  # no weight is as large: such a number masks or bounds something, which the largest FP16 does as well
+
+
+RANGE_IMAGES = 32
+
+
+def convert(
+    graph: Path,
+    float_type: FloatType,
+    path: Path,
+    files: Sequence[ImageFile],
+    *,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> list[str]:
+    """Write the form of an FP32 graph that computes in `float_type` to `path`; returns the nodes that stay in FP32."""
+    model = load(graph)
+    to_half(model)
+    helper.set_model_props(model, {**metadata(model), "vitedge.float_type": float_type})
+    save(model, path)
+    return []
 
 
 def to_half(model: ModelProto) -> None:

@@ -10,7 +10,6 @@ knows nothing of torch or onnx.
 
 from __future__ import annotations
 
-import re
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -39,14 +38,13 @@ def open_engine(path: str | Path) -> Engine:
     if missing or plan_sha256(folder, backend.PLAN) != manifest.plan_sha256:
         what = f"{missing[0]} is missing" if missing else "its plan is not the one that its manifest describes"
         raise EngineError(f"{folder} is damaged: {what}", hint="it was cut short or changed; build it again, or copy it again")
-    if _release(manifest.backend_version) > _release(backend.version()):
+    try:
+        backend.check(manifest)
+    except EngineError as error:
+        raise EngineError(f"{folder} does not fit this machine: {error}", hint=error.hint) from error
+    if manifest.float_type not in backend.float_types(manifest.target):
         raise EngineError(
-            f"{folder} was built with {manifest.backend} {manifest.backend_version}, but {backend.version()} is installed",
-            hint=f"pip install -U '{backend.PACKAGE}>={manifest.backend_version}', or build the engine again here",
-        )
-    if manifest.float_type not in backend.float_types():
-        raise EngineError(
-            f"{folder} computes in {manifest.float_type}, which {backend.device()} does not do natively",
+            f"{folder} computes in {manifest.float_type}, which {backend.device(manifest.target)} does not do natively",
             hint="build the engine again on this machine",
         )
     return Engine(folder, manifest, backend.open(folder, manifest.card, manifest.target, manifest.float_type))
@@ -125,8 +123,3 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, e.g. (2026, 4, 1)."""
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
