@@ -126,7 +126,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(root: Path) -> No
     for name in ("int4", "gone.toml", "../int8"):
         with pytest.raises(VitEdgeError, match=f"there is no recipe '{name}'") as caught:
             load_recipe(name)
-        known = "bf16, careful, int8, int8-attention, int8-fast, int8-mixed"
+        known = "bf16, careful, fp16, int8, int8-attention, int8-fast, int8-mixed"
         assert caught.value.hint == f"known: {known}; or give the path of a .toml file"
     with pytest.raises(VitEdgeError, match="there is no target 'gpu'"):
         load_target("gpu")

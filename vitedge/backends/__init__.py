@@ -1,6 +1,6 @@
 """One file a backend, each with build() and open(); nothing else in vitedge imports its package.
 
-A backend is a module in this folder and one line in BACKENDS. It offers
+A backend is a module in this folder, or an object in one, and one line in BACKENDS. It offers
 
     PACKAGE, EXTRA, PLAN          what to install, and the names of the plan's files, as the vendor's own tools open them
     TYPED                         whether floats compute in the type that the graph gives them, or in one chosen at opening
@@ -17,7 +17,7 @@ A backend is a module in this folder and one line in BACKENDS. It offers
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -31,9 +31,11 @@ from vitedge.specs import FloatType, Manifest, ModelCard, Target
 
 Progress = Callable[[str, float], object]  # told the phase of a build, and how much of the whole is done, 0 to 1
 
-BACKENDS = {
+BACKENDS = {  # name -> module, or module:object
     "openvino": "vitedge.backends.openvino",
     "onnxruntime": "vitedge.backends.onnxruntime",
+    "tensorrt": "vitedge.backends.tensorrt:TENSORRT",
+    "tensorrt-rtx": "vitedge.backends.tensorrt:TENSORRT_RTX",
 }
 
 
@@ -51,7 +53,7 @@ class Session(Protocol):
 
 
 class BackendModule(Protocol):
-    """What a backend's file offers."""
+    """What a backend offers."""
 
     PACKAGE: str
     EXTRA: str
@@ -70,10 +72,10 @@ class BackendModule(Protocol):
 
 
 def load_backend(name: str) -> BackendModule:
-    """The module of the backend `name`; its package is imported only when one of its functions is called."""
+    """The backend `name`; its package is imported only when one of its functions is called."""
     if name not in BACKENDS:
         raise VitEdgeError(f"there is no backend {name!r}", hint=f"known: {', '.join(BACKENDS)}")
-    return cast(BackendModule, importlib.import_module(BACKENDS[name]))
+    return cast(BackendModule, pkgutil.resolve_name(BACKENDS[name]))
 
 
 def refuse_newer(manifest: Manifest, package: str, installed: str) -> None:
