@@ -55,6 +55,11 @@ def find_root(start: Path | None = None) -> Path:
     return start
 
 
+def cache_folder() -> Path:
+    """Where what saves time is kept between workspaces: vitedge/ in $XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitedge"
+
+
 def init_workspace(folder: Path) -> dict[Path, bool]:
     """Put the files of a new workspace into `folder`; path -> whether it was written (False: it was there, and is kept)."""
     written = {}

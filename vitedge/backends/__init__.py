@@ -18,6 +18,7 @@ A backend is a module in this folder, or an object in one, and one line in BACKE
 from __future__ import annotations
 
 import pkgutil
+import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,11 @@ def load_backend(name: str) -> BackendModule:
     if name not in BACKENDS:
         raise VitEdgeError(f"there is no backend {name!r}", hint=f"known: {', '.join(BACKENDS)}")
     return cast(BackendModule, pkgutil.resolve_name(BACKENDS[name]))
+
+
+def this_platform() -> str:
+    """Operating system and processor, e.g. "Linux aarch64": a GPU's plan is of one."""
+    return f"{platform.system()} {platform.machine()}"
 
 
 def refuse_newer(manifest: Manifest, package: str, installed: str) -> None:

@@ -13,14 +13,13 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import platform
 import time
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from vitedge.backends import BackendModule, Progress, Session, load_backend
+from vitedge.backends import BackendModule, Progress, Session, load_backend, this_platform
 from vitedge.backends.metadata import count_operators, read_metadata
 from vitedge.errors import BuildError, EngineError, ModelError, VitEdgeError
 from vitedge.specs import FloatType, Manifest, ModelCard, Recipe, Target, from_dict, to_dict
@@ -69,7 +68,7 @@ def prepare_build(onnx: Path, target: Target, engines: Path) -> Build:
     A precision that the graph or the device does not have is an EngineError: nothing is downgraded silently.
     """
     source, backend = read_source(onnx), load_backend(target.backend)
-    version, target = backend.version(), backend.resolve(target)
+    target, version = backend.resolve(target), backend.version()
     _check_quantized(onnx, source)
     digest, float_type = sha256(onnx), _float_type(onnx, source, target)
     key = content_key(digest, to_dict(dataclasses.replace(target, peaks=None)), version, float_type)
@@ -122,11 +121,6 @@ def _fill(folder: Path, build: Build, progress: Progress) -> None:
     untested = "" if runs else "; this machine cannot run it, so no answer of it was checked"
     summary = f"{build.onnx.name} by {made_by}: {seconds:.1f} s, float type {build.float_type}{untested}\n"
     (folder / "build.log").write_text(summary + log, "utf-8")
-
-
-def this_platform() -> str:
-    """Operating system and processor, e.g. "Linux aarch64": a GPU's plan is of one."""
-    return f"{platform.system()} {platform.machine()}"
 
 
 def is_whole(folder: Path) -> bool:

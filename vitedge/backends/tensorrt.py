@@ -1,1 +1,298 @@
-"""TensorRT 10.3 to 11.x and TensorRT-RTX: an ONNX file of explicit types in, a plan for one GPU architecture out."""
+"""TensorRT 10.3 to 11.x and TensorRT-RTX: an ONNX file of explicit types in, a plan for one GPU architecture out.
+
+    model.onnx -> parser -> strongly typed network -> builder -> model.engine -> TensorRtSession
+
+Precision is the graph's alone: Q/DQ nodes and float types. No builder flag adds or takes any; TF32, which would round FP32
+products to 10 bits, is switched off. One code path serves every release; where they differ is in `Release`, and nowhere else.
+TensorRT builds for the GPU in front of it; TensorRT-RTX also for one that is not here. Knows nothing of images or labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vitedge.backends import Progress, cuda, this_platform
+from vitedge.backends.tensorrt_log import failure, hint_for, make_log, make_monitor, sentence
+from vitedge.backends.tensorrt_session import TensorRtSession, deserialize
+from vitedge.errors import BuildError, EngineError, MissingPackageError, VitEdgeError, import_package
+from vitedge.specs import FloatType, Manifest, ModelCard, Target
+from vitedge.workspace import cache_folder, write_file
+
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Release:
+    """What differs between the releases: everything else in this file holds for all of them."""
+
+    trt: Any
+
+    def creation_flags(self) -> int:
+        """Of a strongly typed network; 8.6 has none, and 11 has no other."""
+        flags = self.trt.NetworkDefinitionCreationFlag
+        return 1 << int(flags.STRONGLY_TYPED if hasattr(flags, "STRONGLY_TYPED") else flags.EXPLICIT_BATCH)
+
+    def allow_types(self, config: Any) -> None:
+        """8.6 computes in the types of the graph only where a flag allows them."""
+        if not hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+            for name in ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"):
+                config.set_flag(getattr(self.trt.BuilderFlag, name))
+
+    def set_hardware(self, config: Any, target: Target) -> None:
+        """Let other GPUs run the plan. The level for those of one capability came with 10.9; TensorRT-RTX goes by capability."""
+        levels = self.trt.HardwareCompatibilityLevel
+        if self.is_rtx:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(self.capabilities[str(target.capability)], 0)
+        elif target.hardware == "ampere-plus":
+            config.hardware_compatibility_level = levels.AMPERE_PLUS
+        elif target.hardware == "same-capability":
+            if not hasattr(levels, "SAME_COMPUTE_CAPABILITY"):
+                raise EngineError(
+                    f'TensorRT {self.trt.__version__} does not know hardware = "same-capability"', hint="it came with 10.9"
+                )
+            config.hardware_compatibility_level = levels.SAME_COMPUTE_CAPABILITY
+
+    def set_monitor(self, config: Any, progress: Progress) -> Any:
+        """The monitor that tells `progress`, which must live as long as the build; None in 8.6."""
+        if not hasattr(self.trt, "IProgressMonitor"):
+            return None
+        config.progress_monitor = monitor = make_monitor(self.trt, progress)
+        return monitor
+
+    def where(self, error: Any) -> str:
+        """The node that a ParserError is about: its name and operator, or in 8.6 its number."""
+        if hasattr(error, "node_name"):
+            return f"the node {error.node_name()!r} ({error.node_operator()})"
+        return f"node {error.node()}"
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether this is TensorRT-RTX, which builds for GPUs that need not be here."""
+        return hasattr(self.trt, "ComputeCapability")
+
+    @property
+    def capabilities(self) -> dict[str, Any]:
+        """What TensorRT-RTX can build for: "8.6" -> ComputeCapability.SM86."""
+        members = self.trt.ComputeCapability.__members__
+        return {f"{name[2:-1]}.{name[-1]}": member for name, member in members.items() if re.fullmatch(r"SM\d+", name)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorRT:
+    """A backend (see `vitedge.backends`): TensorRT itself, or TensorRT-RTX, which has the same API under another name.
+
+    modules: the names its Python module may have. anywhere: whether it builds for GPUs that are not here.
+    """
+
+    PACKAGE: str
+    EXTRA: str
+    modules: tuple[str, ...]
+    anywhere: bool
+    PLAN: tuple[str, ...] = ("model.engine",)
+    TYPED: bool = True
+
+    def version(self) -> str:
+        """The installed release, e.g. "10.16.1.11"."""
+        return str(self._trt().__version__)
+
+    def resolve(self, target: Target) -> Target:
+        """The target with the capability of the GPU here, if it names none; EngineError where it cannot be built for."""
+        gpu = cuda.find_gpu()
+        capability = target.capability or (gpu.capability if gpu else None)
+        if capability is None:
+            raise EngineError("there is no NVIDIA GPU here to build for", hint=f"give the target a capability; see {'doctor'}")
+        resolved = dataclasses.replace(target, capability=capability)
+        if self.anywhere:
+            known = Release(self._trt()).capabilities
+            if capability not in known:
+                raise EngineError(
+                    f"TensorRT-RTX does not build for compute capability {capability}", hint=f"it does for {', '.join(known)}"
+                )
+        elif gpu is None or gpu.capability != capability:
+            here = f"here is {gpu.name} ({gpu.capability})" if gpu else "here is no NVIDIA GPU"
+            raise EngineError(
+                f"a TensorRT engine for {target.name} is built on a GPU of compute capability {capability}, but {here}",
+                hint=f"take what it needs there: vitedge pack ONNX --target {target.name}",
+            )
+        return resolved
+
+    def device(self, target: Target) -> str:
+        """The GPU here, if the target is about it, else the capability."""
+        gpu = cuda.find_gpu()
+        if gpu and target.capability in (None, gpu.capability):
+            return f"{gpu.name} (compute capability {gpu.capability})"
+        return f"compute capability {target.capability}"
+
+    def driver(self) -> str:
+        """The CUDA version of the driver here, e.g. "13.0"; "" without a GPU."""
+        gpu = cuda.find_gpu()
+        return gpu.driver if gpu else ""
+
+    def runs_here(self, target: Target) -> bool:
+        """Whether the GPU here runs a plan for the resolved `target`."""
+        gpu = cuda.find_gpu()
+        return gpu is not None and _fits(gpu.capability, target)
+
+    def float_types(self, target: Target) -> tuple[FloatType, ...]:
+        """FP16 first; BF16 from compute capability 8.0 on."""
+        gpu = cuda.find_gpu()
+        capability = target.capability or (gpu.capability if gpu else None)
+        return ("fp16", "fp32") if capability and _numbers(capability) < (8, 0) else ("fp16", "bf16", "fp32")
+
+    def build(self, onnx: Path, target: Target, float_type: FloatType, folder: Path, progress: Progress) -> str:
+        """Write the plan of `onnx` for the resolved `target` into `folder`; TensorRT's log, from INFO on."""
+        trt = self._trt()
+        log = make_log(trt)
+        builder = trt.Builder(log)
+        network = builder.create_network(Release(trt).creation_flags())
+        _parse(trt, network, onnx, log)
+        config = builder.create_builder_config()
+        _configure(trt, config, target)
+        config.add_optimization_profile(_profile(builder, network, target, onnx))
+        monitor = Release(trt).set_monitor(config, progress)
+        cache = self._cache_path(target)
+        _load_cache(config, cache, log)
+        plan = builder.build_serialized_network(network, config)
+        if monitor is not None:
+            monitor.settle()
+        if plan is None:
+            raise failure(f"{self.PACKAGE} cannot build {onnx}", log)
+        (folder / self.PLAN[0]).write_bytes(plan)
+        _save_cache(config, cache, log)
+        return str(log.text())
+
+    def refit(self, folder: Path, onnx: Path, into: Path) -> str:
+        """Write the plan in `folder` with the weights of `onnx`, a graph of the same structure, to `into`; TensorRT's log."""
+        trt = self._trt()
+        log = make_log(trt)
+        with cuda.Device():
+            engine = deserialize(trt, folder / self.PLAN[0], log)
+            refitter = trt.Refitter(engine, log)
+            parser = trt.OnnxParserRefitter(refitter, log)
+            if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
+                missing = ", ".join(refitter.get_missing_weights()) or "none is missing"
+                raise failure(f"{onnx} does not have the weights that {folder} takes ({missing})", log)
+            (into / self.PLAN[0]).write_bytes(engine.serialize())
+        return str(log.text())
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise an EngineError, before TensorRT would, where a plan does not fit this machine."""
+        if manifest.platform and manifest.platform != this_platform():
+            raise _misfit(f"it was built on {manifest.platform}, and this is {this_platform()}")
+        built, installed = _numbers(manifest.backend_version), _numbers(self.version())
+        later = manifest.target.version_compatible and built[0] == installed[0] and built <= installed
+        if built != installed and not later:
+            raise _misfit(f"it was built with {manifest.backend} {manifest.backend_version}, but {self.version()} is installed")
+        gpu = cuda.require_gpu()
+        if not _fits(gpu.capability, manifest.target):
+            raise _misfit(f"it is for {self.device(manifest.target)}, but {gpu.name} has {gpu.capability}")
+        if manifest.driver and _numbers(gpu.driver)[0] < _numbers(manifest.driver)[0]:
+            raise EngineError(
+                f"it was built with a driver for CUDA {manifest.driver}, but the one here is for {gpu.driver}",
+                hint="update the NVIDIA driver (on a Jetson, JetPack), or build the engine again here",
+            )
+
+    def open(self, folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> TensorRtSession:
+        """Deserialize the plan in `folder` on the GPU here."""
+        trt = self._trt()
+        device = cuda.Device()
+        with device:
+            engine = deserialize(trt, folder / self.PLAN[0], make_log(trt))
+        return TensorRtSession(trt, engine, device, card, target)
+
+    def _trt(self) -> Any:
+        """The Python module; a MissingPackageError where there is none."""
+        for name in self.modules[:-1]:
+            with suppress(MissingPackageError):
+                return import_package(name, self.EXTRA, self.PACKAGE)
+        return import_package(self.modules[-1], self.EXTRA, self.PACKAGE)
+
+    def _cache_path(self, target: Target) -> Path:
+        """Where timings are kept, which hold for one release on one device."""
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{self.PACKAGE} {self.version()} {self.device(target)}").strip("-")
+        return cache_folder() / "timing" / f"{name}.cache"
+
+
+TENSORRT = TensorRT("tensorrt", "gpu", ("tensorrt",), anywhere=False)
+TENSORRT_RTX = TensorRT("tensorrt-rtx-cu13-bindings", "rtx", ("tensorrt_rtx", "tensorrt_rtx_bindings"), anywhere=True)
+
+
+def _parse(trt: Any, network: Any, onnx: Path, log: Any) -> None:
+    """Read `onnx` into `network`; a BuildError names the first node that TensorRT does not take."""
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(onnx.read_bytes()):
+        error = parser.get_error(0)
+        what = f"TensorRT {trt.__version__} does not take {Release(trt).where(error)} of {onnx}: {sentence(error.desc())}"
+        raise BuildError(what, hint=hint_for(error.desc()), log=log.text())
+
+
+def _configure(trt: Any, config: Any, target: Target) -> None:
+    """Everything that a Target asks for but its batches."""
+    config.builder_optimization_level = target.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for `vitedge explain`; costs no time
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if target.workspace_mib:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, target.workspace_mib * MIB)
+    if target.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if target.refit:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    Release(trt).allow_types(config)
+    Release(trt).set_hardware(config, target)
+
+
+def _profile(builder: Any, network: Any, target: Target, onnx: Path) -> Any:
+    """The smallest, best and largest batch of the target, for every input."""
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        entry = network.get_input(index)
+        batch, *rest = entry.shape
+        if min(rest, default=1) < 0 or batch not in (-1, *set(target.batch)) or (batch > 0 and len(set(target.batch)) > 1):
+            raise EngineError(
+                f"{onnx} takes {entry.name} of shape {list(entry.shape)}, which does not hold batches of {list(target.batch)}",
+                hint="export the model again, which leaves the batch open; or set batch in the target",
+            )
+        profile.set_shape(entry.name, *((count, *rest) for count in target.batch))
+    return profile
+
+
+def _load_cache(config: Any, path: Path, log: Any) -> None:
+    """Let the builder begin with the timings of earlier builds; a damaged file counts as none."""
+    stored = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        log.note(f"the timing cache {path} is damaged or of another device, and will be replaced")
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def _save_cache(config: Any, path: Path, log: Any) -> None:
+    """Keep the timings, together with those that other builds have written in the meantime."""
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
+    others = config.create_timing_cache(path.read_bytes()) if path.is_file() else None
+    if others is not None:
+        cache.combine(others, ignore_mismatch=False)
+    try:
+        write_file(path, bytes(cache.serialize()))
+    except VitEdgeError as error:  # the engine is none the worse
+        log.note(f"the timing cache is not kept: {error}")
+
+
+def _misfit(what: str) -> EngineError:
+    return EngineError(what, hint="a TensorRT plan fits one release on one kind of GPU; build the engine again here")
+
+
+def _fits(capability: str, target: Target) -> bool:
+    """Whether a GPU of `capability` runs a plan for the resolved `target`."""
+    compatible = target.hardware == "ampere-plus" and _numbers(capability) >= (8, 0)
+    return capability == target.capability or compatible
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
