@@ -139,10 +139,12 @@ def plan_sha256(folder: Path, names: tuple[str, ...]) -> str:
 
 def _check_quantized(onnx: Path, source: Source) -> None:
     """An ONNX file whose recipe quantizes must hold Q/DQ: INT8 is never made of a float graph by a builder's flag."""
-    quantizes = source.recipe is not None and source.recipe.method != "none"
-    if quantizes and not count_operators(onnx)["DequantizeLinear"]:
+    if source.recipe is None or source.recipe.method == "none":
+        return
+    operators = count_operators(onnx)
+    if not operators["QuantizeLinear"] and operators["DequantizeLinear"] < 2:  # the engine's own int8 input has one
         raise EngineError(
-            f"{onnx} calls itself {source.variant}, but is a float graph: it holds no DequantizeLinear",
+            f"{onnx} calls itself {source.variant}, but is a float graph: it holds no QuantizeLinear",
             hint="quantize it first: vitedge calibrate, then vitedge quantize",
         )
 
@@ -152,14 +154,14 @@ def _float_type(onnx: Path, source: Source, target: Target) -> FloatType:
     backend = load_backend(target.backend)
     native, where = backend.float_types(target), f"{target.backend} on {backend.device(target)}"
     wanted = wanted_float_type(source, native)
+    if not backend.TYPED and source.float_type != "fp32":
+        raise EngineError(
+            f"the graph {onnx} is in {source.float_type}, for GPUs", hint=f"{where} takes the one that it was made from"
+        )
     if wanted not in native:
         raise EngineError(
             f"the recipe {source.variant!r} asks for {wanted}, which {where} does not compute in",
             hint=f"it computes in {' and '.join(native)}; set float_type in the recipe",
-        )
-    if not backend.TYPED and source.float_type != "fp32":
-        raise EngineError(
-            f"the graph {onnx} is in {source.float_type}, for GPUs", hint=f"{where} takes the one that it was made from"
         )
     if backend.TYPED and source.float_type != wanted:
         raise EngineError(

@@ -105,13 +105,20 @@ class TensorRT:
         gpu = cuda.find_gpu()
         capability = target.capability or (gpu.capability if gpu else None)
         if capability is None:
-            raise EngineError("there is no NVIDIA GPU here to build for", hint=f"give the target a capability; see {'doctor'}")
+            raise EngineError(
+                "there is no NVIDIA GPU here to build for", hint="name a target for a certain GPU, such as orin-nano"
+            )
         resolved = dataclasses.replace(target, capability=capability)
         if self.anywhere:
             known = Release(self._trt()).capabilities
             if capability not in known:
                 raise EngineError(
                     f"TensorRT-RTX does not build for compute capability {capability}", hint=f"it does for {', '.join(known)}"
+                )
+            if target.refit and gpu is None:
+                raise EngineError(
+                    "TensorRT-RTX makes weights replaceable only on a GPU, and there is none here",
+                    hint="build with refit = false",
                 )
         elif gpu is None or gpu.capability != capability:
             here = f"here is {gpu.name} ({gpu.capability})" if gpu else "here is no NVIDIA GPU"
@@ -139,10 +146,12 @@ class TensorRT:
         return gpu is not None and _fits(gpu.capability, target)
 
     def float_types(self, target: Target) -> tuple[FloatType, ...]:
-        """FP16 first; BF16 from compute capability 8.0 on."""
+        """FP16 first; BF16 from compute capability 8.0 on, and below that TensorRT-RTX has no FP32 products either."""
         gpu = cuda.find_gpu()
         capability = target.capability or (gpu.capability if gpu else None)
-        return ("fp16", "fp32") if capability and _numbers(capability) < (8, 0) else ("fp16", "bf16", "fp32")
+        if capability is None or _numbers(capability) >= (8, 0):
+            return "fp16", "bf16", "fp32"
+        return ("fp16",) if self.anywhere else ("fp16", "fp32")
 
     def build(self, onnx: Path, target: Target, float_type: FloatType, folder: Path, progress: Progress) -> str:
         """Write the plan of `onnx` for the resolved `target` into `folder`; TensorRT's log, from INFO on."""
@@ -155,15 +164,17 @@ class TensorRT:
         _configure(trt, config, target)
         config.add_optimization_profile(_profile(builder, network, target, onnx))
         monitor = Release(trt).set_monitor(config, progress)
-        cache = self._cache_path(target)
-        _load_cache(config, cache, log)
+        cache = None if Release(trt).is_rtx else self._cache_path(target)  # TensorRT-RTX times kernels where they run
+        if cache:
+            _load_cache(config, cache, log)
         plan = builder.build_serialized_network(network, config)
         if monitor is not None:
             monitor.settle()
         if plan is None:
             raise failure(f"{self.PACKAGE} cannot build {onnx}", log)
         (folder / self.PLAN[0]).write_bytes(plan)
-        _save_cache(config, cache, log)
+        if cache:
+            _save_cache(config, cache, log)
         return str(log.text())
 
     def refit(self, folder: Path, onnx: Path, into: Path) -> str:

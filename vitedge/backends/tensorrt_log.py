@@ -80,6 +80,7 @@ def make_monitor(trt: Any, progress: Progress) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.phases: dict[str, list[float]] = {}  # by name, outermost first: steps in all, steps done
+            self.most = 0.0
             self.error: BaseException | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
@@ -98,12 +99,13 @@ def make_monitor(trt: Any, progress: Progress) -> Any:
             self.phases.pop(phase_name, None)
 
         def fraction(self) -> float:
-            """Each phase runs within one step of the phase around it."""
+            """Each phase runs within one step of the phase around it; what was reached is never taken back."""
             done, width = 0.0, 1.0
             for steps, finished in self.phases.values():
                 done += width * min(finished / steps, 1.0)
                 width /= steps
-            return min(done, 1.0)
+            self.most = max(self.most, min(done, 1.0))
+            return self.most
 
         def settle(self) -> None:
             """Raise what `progress` raised."""
