@@ -270,6 +270,22 @@ def build(
     out.print(short_path(folder), markup=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: [bold]vitedge refit my-vit/int8 --onnx engines/my-vit/int8.fp16-0123456789ab.onnx[/]")
+def refit(
+    engine: Engine,
+    onnx: Annotated[Path, typer.Option(help="The same graph with other weights.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder of engines. \\[default: engines/]")] = None,
+) -> None:
+    """Replace the weights of a TensorRT engine, in seconds; its target must have said refit = true."""
+    from vitedge.backends.build import refit_engine
+
+    with contextlib.closing(Terminal()) as terminal:
+        terminal.begin("refit")
+        folder = refit_engine(find_engine(engine), onnx, output or find_root() / "engines")
+        terminal.end("refit", short_path(folder))
+    out.print(short_path(folder), markup=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: [bold]vitedge run my-vit/int8 --source clip.mp4 --save annotated.mp4[/]")
 def run(
     engine: Engine,

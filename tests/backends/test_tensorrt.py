@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from tests.engines import Made, run_python, start_python
 from vitedge.backends import cuda, this_platform
-from vitedge.backends.build import build_engine, prepare_build, run_build
+from vitedge.backends.build import build_engine, prepare_build, refit_engine, run_build
 from vitedge.backends.tensorrt import TENSORRT, TENSORRT_RTX
 from vitedge.backends.tensorrt_log import hint_for, sentence
 from vitedge.compiler import graph
@@ -272,6 +272,15 @@ def test_without_a_gpu_opening_is_one_sentence(made: Made, tmp_path: Path) -> No
     with pytest.raises((EngineError, MissingPackageError)) as caught:
         open_engine(folder)
     assert caught.value.hint and "\n" not in str(caught.value)
+
+
+def test_weights_are_replaced_only_where_backend_and_target_allow_it(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="openvino cannot replace the weights"):
+        refit_engine(made.engines["openvino", "int8"], made.graphs["int8"], tmp_path)
+    folder = build_engine(made.graphs["int8"], TARGET, tmp_path)
+    with pytest.raises(EngineError, match="target did not ask for that") as caught:
+        refit_engine(folder, made.graphs["int8"], tmp_path)
+    assert "refit = true" in str(caught.value.hint)
 
 
 # What TensorRT says

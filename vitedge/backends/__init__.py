@@ -22,7 +22,7 @@ import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,14 @@ class BackendModule(Protocol):
     def build(self, onnx: Path, target: Target, float_type: FloatType, folder: Path, progress: Progress) -> str: ...
     def check(self, manifest: Manifest) -> None: ...
     def open(self, folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> Session: ...
+
+
+@runtime_checkable
+class Refitting(Protocol):
+    """What a backend offers that can put other weights into a plan."""
+
+    def refit(self, engine: Path, onnx: Path, folder: Path) -> str:
+        """Write the plan in the directory `engine`, with the weights of `onnx`, into `folder`; the vendor's log."""
 
 
 def load_backend(name: str) -> BackendModule:

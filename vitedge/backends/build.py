@@ -14,12 +14,13 @@ import datetime
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from vitedge.backends import BackendModule, Progress, Session, load_backend, this_platform
+from vitedge.backends import BackendModule, Progress, Refitting, Session, load_backend, this_platform
 from vitedge.backends.metadata import count_operators, read_metadata
 from vitedge.errors import BuildError, EngineError, ModelError, VitEdgeError
 from vitedge.specs import FloatType, Manifest, ModelCard, Recipe, Target, from_dict, to_dict
@@ -89,22 +90,48 @@ def run_build(build: Build, progress: Progress = lambda phase, fraction: None) -
 
     An engine for this machine answers once before it is kept. progress: told the phase, and how much of the build is done.
     """
+    _write(build, lambda folder: build.backend.build(build.onnx, build.target, build.float_type, folder, progress))
+
+
+def refit_engine(engine: Path, onnx: Path, engines: Path) -> Path:
+    """The engine in the directory `engine` with the weights of `onnx`, a graph of the same structure, as a new directory.
+
+    Takes seconds where a build takes minutes. An EngineError where the backend or the engine's target does not allow it.
+    """
+    manifest = from_dict(Manifest, read_json(engine / "manifest.json"))
+    backend = load_backend(manifest.backend)
+    if not isinstance(backend, Refitting):
+        hint = "build it: vitedge build takes seconds there"
+        raise EngineError(f"{manifest.backend} cannot replace the weights of an engine", hint=hint)
+    if not manifest.target.refit:
+        hint = "set refit = true in its target, and build it once more"
+        raise EngineError(f"the weights of {engine} cannot be replaced: its target did not ask for that", hint=hint)
+    build = prepare_build(onnx, manifest.target, engines)
+    if (build.source.variant, build.float_type) != (manifest.variant, manifest.float_type):
+        given, wanted = f"{build.source.variant} in {build.float_type}", f"{manifest.variant} in {manifest.float_type}"
+        raise EngineError(f"{onnx} is {given}, but the engine is {wanted}", hint="make the graph with the same recipe")
+    backend.check(manifest)
+    _write(build, lambda folder: backend.refit(engine, onnx, folder))
+    return build.folder
+
+
+def _write(build: Build, make_plan: Callable[[Path], str]) -> None:
+    """Put an engine in place once `make_plan`, which returns the vendor's log, has written its plan."""
     failed = build.folder.with_name(f"{build.folder.name}.failed.log")
     try:
         with staged(build.folder) as temporary:
             temporary.mkdir()
-            _fill(temporary, build, progress)
+            started = time.perf_counter()
+            _describe(temporary, build, make_plan(temporary), started)
     except BuildError as error:
         write_file(failed, error.log)
         raise EngineError(str(error), hint=f"{error.hint}; all that was said is in {short_path(failed)}") from error
     failed.unlink(missing_ok=True)
 
 
-def _fill(folder: Path, build: Build, progress: Progress) -> None:
-    """Write plan, manifest, labels and log of an engine into `folder`."""
+def _describe(folder: Path, build: Build, log: str, started: float) -> None:
+    """Try the plan in `folder`, and write its manifest, labels and log beside it."""
     source, target, backend = build.source, build.target, build.backend
-    started = time.perf_counter()
-    log = backend.build(build.onnx, target, build.float_type, folder, progress)
     runs = backend.runs_here(target)
     if runs:
         _check_answer(backend.open(folder, source.card, target, build.float_type), target, build.onnx)

@@ -177,18 +177,18 @@ class TensorRT:
             _save_cache(config, cache, log)
         return str(log.text())
 
-    def refit(self, folder: Path, onnx: Path, into: Path) -> str:
-        """Write the plan in `folder` with the weights of `onnx`, a graph of the same structure, to `into`; TensorRT's log."""
+    def refit(self, engine: Path, onnx: Path, folder: Path) -> str:
+        """Write the plan in the directory `engine`, with the weights of `onnx`, into `folder`; TensorRT's log."""
         trt = self._trt()
         log = make_log(trt)
         with cuda.Device():
-            engine = deserialize(trt, folder / self.PLAN[0], log)
-            refitter = trt.Refitter(engine, log)
+            plan = deserialize(trt, engine / self.PLAN[0], log)
+            refitter = trt.Refitter(plan, log)
             parser = trt.OnnxParserRefitter(refitter, log)
             if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
-                missing = ", ".join(refitter.get_missing_weights()) or "none is missing"
-                raise failure(f"{onnx} does not have the weights that {folder} takes ({missing})", log)
-            (into / self.PLAN[0]).write_bytes(engine.serialize())
+                missing = ", ".join(refitter.get_missing_weights())
+                raise failure(f"{onnx} does not have the weights of {engine}{': it lacks ' if missing else ''}{missing}", log)
+            (folder / self.PLAN[0]).write_bytes(plan.serialize())
         return str(log.text())
 
     def check(self, manifest: Manifest) -> None:
