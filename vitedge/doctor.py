@@ -14,6 +14,7 @@ import numpy as np
 
 from vitedge.backends import BACKENDS, load_backend
 from vitedge.backends.build import build_engine
+from vitedge.backends.cuda import find_gpu
 from vitedge.errors import EngineError, MissingPackageError, ModelError, VitEdgeError, first_line
 from vitedge.runtime.engine import open_engine
 from vitedge.specs import Target
@@ -21,6 +22,7 @@ from vitedge.workspace import sha256
 
 MODEL = Path(__file__).with_name("doctor.onnx")
 SHA256 = "560f46c702fd9b4fb403e41abb819fadeec3107a530fee2754d506de905f8fcc"  # no backend is blamed for a damaged file
+ANY_GPU = "8.6"  # that TensorRT-RTX builds for
 # the int8 patches that are put in, one image of 4 patches of 4 values; the weight in the file is [[4 * i + j]]
 PATCHES = np.arange(16, dtype=np.int8).reshape(1, 4, 4)
 SCORES = (PATCHES.astype(np.int32) @ np.arange(16, dtype=np.int32).reshape(4, 4)).astype(np.float32) * np.float32(2.0**-7)
@@ -44,17 +46,27 @@ def examine() -> list[Finding]:
 def _examine(name: str) -> Finding:
     backend, target = load_backend(name), Target("doctor", name, (1, 1, 2))
     try:
+        version = backend.version()
         _check_model()
-        with tempfile.TemporaryDirectory() as folder, open_engine(build_engine(MODEL, target, Path(folder))) as engine:
-            _check(engine(PATCHES), name)
-        return Finding(
-            name, True, f"{backend.version()} on {backend.device(target)}, floats in {' or '.join(backend.float_types(target))}"
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            if backend.TYPED and find_gpu() is None:
+                return _build_only(name, version, Path(folder))
+            with open_engine(build_engine(MODEL, target, Path(folder))) as engine:
+                _check(engine(PATCHES), name)
+        return Finding(name, True, f"{version} on {backend.device(target)}, floats in {' or '.join(backend.float_types(target))}")
     except MissingPackageError as error:
         return Finding(name, None, "not installed", error.hint)
     except (VitEdgeError, OSError, RuntimeError) as error:
         hint = getattr(error, "hint", None) or f"pip install --force-reinstall {backend.PACKAGE}"
         return Finding(name, False, first_line(error), hint)
+
+
+def _build_only(name: str, version: str, folder: Path) -> Finding:
+    """What can be known of a GPU backend without a GPU."""
+    if name != "tensorrt-rtx":
+        return Finding(name, None, f"{version}, but there is no NVIDIA GPU here", "install PyCUDA and the NVIDIA driver")
+    build_engine(MODEL, Target("doctor", name, (1, 1, 2), capability=ANY_GPU), folder)
+    return Finding(name, True, f"{version} builds engines; there is no NVIDIA GPU here to run one")
 
 
 def _check_model() -> None:
