@@ -4,11 +4,12 @@ BIN := .venv/bin
 FASHION := examples/fashion_mnist
 FOCUS := examples/focus
 
-.PHONY: help demo test test-families check bench bench-quantizers clean
+.PHONY: help demo test test-families check bench bench-quantizers test-gpu clean
 help:
 	@echo "make demo    deploy two real Vision Transformers on this machine; tables, an annotated video, reports"
 	@echo "make test    all tests"
 	@echo "make test-families   timm and torchvision architectures; downloads several GB"
+	@echo "make test-gpu   the engines on the NVIDIA GPU of this machine"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make bench   measure against other engines and write results/ and the README tables"
 	@echo "make bench-quantizers IMAGES=DIR   measure against other quantizers: an hour or two on labelled images, see benchmarks/quantizers.py"
@@ -55,6 +56,11 @@ bench-quantizers: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python -m benchmarks.quantizers --images $(IMAGES)
 	$(BIN)/python benchmarks/readme.py
+
+# on a machine with an NVIDIA GPU and nvcc, which PyCUDA is built with; WHEELS: a folder of wheels, where there is no index
+test-gpu: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(WHEELS),--no-index --find-links $(WHEELS)) pycuda
+	$(BIN)/python -m pytest tests/gpu
 
 clean:
 	rm -rf .venv .venv-families .cache .*_cache .hypothesis build dist out *.egg-info examples/*/.cache engines/*-vit*
