@@ -16,7 +16,8 @@ PACKAGE = ROOT / "vitedge"
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("pipeline > bench", "doctor"),
+    ("pipeline > bound", "doctor"),
+    ("bench",),
     ("compiler", "runtime"),
     ("backends",),
     ("preprocess", "images", "workspace"),
@@ -26,7 +27,7 @@ LINE = {name: row for row, layer in enumerate(LAYERS) for entry in layer for nam
 NEIGHBOURS = {tuple(entry.split(" > ")) for layer in LAYERS for entry in layer if " > " in entry}
 # package -> the modules that may import it; a folder stands for all that is in it
 THIRD_PARTY = {
-    "numpy": ("backends", "bench", "compiler", "runtime", "doctor", "images", "preprocess"),
+    "numpy": ("backends", "bench", "bound", "compiler", "runtime", "doctor", "images", "preprocess"),
     "PIL": ("images", "preprocess", "runtime/overlay.py"),
     "tomli": ("workspace",),
     "typer": ("cli",),

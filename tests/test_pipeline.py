@@ -11,9 +11,10 @@ import pytest
 
 from tests.engines import CHECKPOINT, FASHION, IMAGES, MODEL, Made, Silent, run_python
 from vitedge import pipeline
+from vitedge.bound import Bound, check_bound
 from vitedge.errors import VitEdgeError
 from vitedge.images import list_images
-from vitedge.pipeline import Bound, Job, ModelSource, check_bound
+from vitedge.pipeline import Job, ModelSource
 from vitedge.runtime.engine import open_engine, read_manifest
 from vitedge.specs import BenchRow, Recipe, Target
 

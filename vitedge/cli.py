@@ -157,9 +157,10 @@ def make(
 ) -> None:
     """Do everything: export, calibrate, quantize, build, measure. What is fresh is skipped."""
     from vitedge import pipeline
+    from vitedge.bound import Bound, check_bound
 
     source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
-    bound = pipeline.Bound(max_drop, min_sqnr)
+    bound = Bound(max_drop, min_sqnr)
     job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, seconds, bound)
     with contextlib.closing(Terminal()) as terminal:
         result = pipeline.make(job, terminal)
@@ -171,7 +172,7 @@ def make(
         f"[dim]next:   vitedge run {escape(short_path(result.engines[-1]))} --source {escape(str(judge or images))}[/]",
         soft_wrap=True,
     )
-    pipeline.check_bound(result.rows, bound)
+    check_bound(result.rows, bound)
 
 
 @app.command(epilog="Example: [bold]vitedge export hf:facebook/dinov2-small --images photos[/]")

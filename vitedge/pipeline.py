@@ -10,43 +10,29 @@ is told to a Watcher.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.metadata
 import importlib.util
 import itertools
-import math
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from vitedge import __version__
 from vitedge.backends import load_backend
-from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source, run_build, wanted_float_type
-from vitedge.bench.accuracy import Accuracy, Recording, bench_rows, judge
+from vitedge.backends.build import is_readable, is_whole, prepare_build, read_source, run_build, wanted_float_type
+from vitedge.bench.accuracy import bench_rows
 from vitedge.bench.costs import Analysis
 from vitedge.bench.environment import environment
 from vitedge.bench.report import write_report
+from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
 from vitedge.errors import MissingPackageError, VitEdgeError
 from vitedge.images import ImageFile, list_images, sample, stream
-from vitedge.runtime.engine import Engine, open_engine
+from vitedge.runtime.engine import open_engine
 from vitedge.specs import TOLERANCE, BenchRow, Recipe, ScaleTable, Target, to_dict
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
 
-if TYPE_CHECKING:
-    from typing import Any
-
-    from numpy.typing import NDArray
-    from onnx import ModelProto
-
-    from vitedge.compiler.sensitivity import Point
-
 CODE_AND_WEIGHTS = (".py", ".pth", ".pt", ".bin", ".safetensors", ".npz")
-SEARCH_IMAGES = 2000  # that candidates are judged on at most, where labels or answers are counted
-SQNR_IMAGES = 64  # and where the outputs are compared, which tells more per image
-REFERENCE = Target(name="reference", backend="onnxruntime")  # what candidates run on
-MISSED = 'loosen it; or, where floats are bf16, set float_type = "fp32" in the recipe: the search measures with floats in FP32'
 COMPARED = 4  # real images on which the export is compared with torch, besides random ones
 
 
@@ -77,20 +63,6 @@ class ModelSource:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Bound:
-    """What an engine may lose against FP32; None: anything.
-
-    max_drop: points of top-1, or of agreement where there are no labels. min_sqnr_db: of the output.
-    """
-
-    max_drop: float | None = None
-    min_sqnr_db: float | None = None
-
-    def __bool__(self) -> bool:
-        return self.max_drop is not None or self.min_sqnr_db is not None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Job:
     """What `make` is asked for.
 
@@ -106,7 +78,7 @@ class Job:
     recipes: tuple[str, ...] = ("int8",)
     target: str = "cpu"
     seconds: float = 3.0
-    bound: Bound = Bound()
+    bound: Bound = dataclasses.field(default_factory=Bound)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,16 +103,16 @@ def make(job: Job, watcher: Watcher) -> Result:
     model = export_step(job.model, files, engines, watcher)
     notes: list[str] = []
     quantized = [model, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
-    key = _bound_key(judged, job.bound)
-    graphs = [_bounded_before(graph, key, watcher) for graph in quantized]
+    key = bound_key(judged, job.bound)
+    graphs = [bounded_before(graph, key, watcher) for graph in quantized]
     folders = [build_step(graph, target, engines, watcher, files) for graph in graphs]
     batches = sorted({target.batch[0], target.batch[1]})
     rows = bench_step(folders, judged, batches, job.seconds, notes=notes, watcher=watcher)
     search = Search(model, folders[0], files, judged, job.bound, key, job.root)
     changed = dict[int, Path]()
-    for index in _missing(rows[: len(graphs)], job.bound):
+    for index in missing(rows[: len(graphs)], job.bound):
         if graphs[index] == quantized[index]:
-            changed |= _bound_or_note(search, index, quantized[index], watcher, notes)
+            changed |= bound_or_note(search, index, quantized[index], watcher, notes)
     if changed:
         folders = [build_step(changed[i], target, engines, watcher, files) if i in changed else f for i, f in enumerate(folders)]
         rows = bench_step(folders, judged, batches, job.seconds, notes=notes, watcher=watcher)
@@ -155,7 +127,7 @@ def make(job: Job, watcher: Watcher) -> Result:
 def export_step(source: ModelSource, files: Sequence[ImageFile], engines: Path, watcher: Watcher) -> Path:
     """The float ONNX file of a model, compared with torch when it is made."""
     key = _source_key(source)
-    for existing in filter(_is_readable, engines.glob(f"*/fp32-{key}.onnx")):
+    for existing in filter(is_readable, engines.glob(f"*/fp32-{key}.onnx")):
         watcher.end("export", f"{short_path(existing)} is fresh")
         return existing
     require_compiler()
@@ -189,14 +161,14 @@ def quantize_step(
     require_compiler()
     from vitedge.compiler.quantize import leave_float, quantize
 
-    scales = _scales_path(model, recipe, root)
+    scales = scales_path(model, recipe, root)
     table = None if recipe.method == "none" else calibrate_step(model, files, recipe, scales, watcher, notes)
     if table and not bounded:
         recipe = dataclasses.replace(recipe, min_sqnr_db=0.0)
         table = dataclasses.replace(table, recipe=recipe)
     key = content_key(__version__, sha256(model), to_dict(table or recipe))
     path = model.with_name(f"{recipe.name}-{key}.onnx")
-    if _is_readable(path):
+    if is_readable(path):
         watcher.end("quantize", f"{short_path(path)} is fresh")
     elif table is None:
         leave_float(model, recipe, path)
@@ -270,7 +242,7 @@ def precision_step(graph: Path, target: Target, files: Sequence[ImageFile], watc
     drawn = sample(files, RANGE_IMAGES, 0)
     key = content_key(__version__, sha256(graph), wanted, images_sha256(drawn))
     path = graph.with_name(f"{source.variant}.{wanted}-{key}.onnx")
-    if _is_readable(path):
+    if is_readable(path):
         watcher.end("precision", f"{short_path(path)} is fresh")
         return path
     watcher.begin("precision")
@@ -298,190 +270,6 @@ def bench_step(
     return rows
 
 
-def check_bound(rows: Sequence[BenchRow], bound: Bound) -> None:
-    """Raise a VitEdgeError if an engine loses more than `bound` allows against the first."""
-    for row in rows[1:]:
-        if miss := _miss(rows[0], row, bound):
-            raise VitEdgeError(f"{row.variant} {miss}", hint=MISSED)
-
-
-def _miss(reference: BenchRow | Accuracy, row: BenchRow | Accuracy, bound: Bound) -> str:
-    """How `row` misses the bound, as the rest of a sentence; "" where it holds."""
-    if bound.max_drop is not None:
-        drop, what = _drop(reference, row)
-        if not drop <= bound.max_drop:  # a limit that is NaN allows nothing
-            return f"loses {drop:.2f} points of {what}, more than the {bound.max_drop:g} that --max-drop allows"
-    if bound.min_sqnr_db is not None and not (row.sqnr_db or 0.0) >= bound.min_sqnr_db:
-        return f"has an SQNR of {row.sqnr_db or 0.0:.1f} dB, less than the {bound.min_sqnr_db:g} that --min-sqnr asks for"
-    return ""
-
-
-def _drop(reference: BenchRow | Accuracy, row: BenchRow | Accuracy) -> tuple[float, str]:
-    """The points that `row` loses, and of what."""
-    if row.top1 is not None and reference.top1 is not None:
-        return reference.top1 - row.top1, "top-1"
-    if row.agreement is None:
-        raise VitEdgeError("there is no accuracy to hold against --max-drop", hint="it needs a classifier; --min-sqnr does not")
-    return 100 - row.agreement, "agreement with FP32"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Search:
-    """What candidates are made from and held against.
-
-    model: the float graph. reference: its engine. files: calibration images. judged: the images that the bound is about.
-    key: of bound and images, for the name of what is found.
-    """
-
-    model: Path
-    reference: Path
-    files: Sequence[ImageFile]
-    judged: Sequence[ImageFile]
-    bound: Bound
-    key: str
-    root: Path
-
-
-def bound_step(search: Search, graph: Path, watcher: Watcher) -> Path:
-    """The INT8 file `graph` with the fewest of its costliest Linears in float under which the bound was measured to hold.
-
-    Candidates run on ONNX Runtime, over at most SEARCH_IMAGES images. A VitEdgeError where no choice of Linears holds.
-    """
-    from vitedge.compiler import sensitivity as compiler
-    from vitedge.compiler.graph import save
-
-    recipe = read_source(graph).recipe or Recipe()
-    int8, prepared = _pair(search.model, graph, recipe, search.root)
-    every = frozenset(linear.name for linear in compiler.quantized(int8, prepared))
-    watcher.begin("bound")
-    with _candidates(search, int8, prepared) as judged:
-
-        def holds(names: frozenset[str]) -> bool:
-            return not _miss(*judged(names), search.bound)
-
-        if not holds(every):  # said before minutes are spent on the costs
-            raise compiler.impossible(len(every))
-        rows, path = _rows(prepared, search.files, recipe, compiler.COST_IMAGES), compiler.costs_path(graph)
-        costs = compiler.sensitivity(int8, prepared, rows, path, lambda done, total: watcher.progress(done / total))
-        points = compiler.frontier(costs)
-        wanted_db = points[0].predicted_db + _more_db(*judged(frozenset()), search.bound)
-        freed = compiler.meet(points, holds, wanted_db)
-    result = _bounded_path(graph, search.key)
-    save(compiler.leave_out(int8, prepared, compiler.names_of(points, freed)), result)
-    watcher.end("bound", f"{short_path(result)}: {_told(points[: freed + 1])}")
-    return result
-
-
-@contextmanager
-def _candidates(
-    search: Search, int8: ModelProto, prepared: ModelProto
-) -> Iterator[Callable[[frozenset[str]], tuple[Accuracy, Accuracy]]]:
-    """A function that judges the reference and the graph in which some Linears are free, each choice of them once."""
-    from vitedge.compiler.graph import save
-    from vitedge.compiler.sensitivity import leave_out
-
-    files = _search_images(search.judged, search.bound)
-    with tempfile.TemporaryDirectory() as folder, open_engine(search.reference) as engine:
-        recording, path = Recording(engine), Path(folder) / "candidate.onnx"
-        reference = Engine(engine.path, engine.manifest, recording)
-
-        @functools.cache
-        def judged(names: frozenset[str]) -> tuple[Accuracy, Accuracy]:
-            save(leave_out(int8, prepared, names, fp32=True), path)
-            recording.rewind()
-            with open_engine(build_engine(path, REFERENCE, Path(folder))) as candidate:
-                first, second = judge([reference, candidate], files)
-            return first, second
-
-        yield judged
-
-
-def _told(points: Sequence[Point]) -> str:
-    """Which Linears are free, and what that costs."""
-    names = [point.name for point in points[1:]]
-    some = ", ".join([*names[:6], *["..."][: len(names) > 6]])
-    what = f"{len(names)} Linear{'' if len(names) == 1 else 's'} in float ({some})" if names else "no Linear in float"
-    return f"{what}, a modelled {points[-1].latency:.2f} of the latency of all Linears in INT8"
-
-
-def _bound_or_note(search: Search, index: int, graph: Path, watcher: Watcher, notes: list[str]) -> dict[int, Path]:
-    """{index: what `bound_step` gives}; where nothing meets the bound nothing and a note, since all else is worth seeing."""
-    recipe = read_source(graph).recipe
-    if recipe is None or recipe.method == "none":
-        return {}
-    try:
-        return {index: bound_step(search, graph, watcher)}
-    except VitEdgeError as error:
-        watcher.end("bound", "no choice of Linears meets it")
-        notes.append(f"{recipe.name}: {error}")
-        return {}
-
-
-def _missing(rows: Sequence[BenchRow], bound: Bound) -> list[int]:
-    """Which rows miss the bound; none where there is nothing to hold against it, which `check_bound` says later."""
-    with suppress(VitEdgeError):
-        return [index for index, row in enumerate(rows) if index and _miss(rows[0], row, bound)]
-    return []
-
-
-def _bounded_before(graph: Path, key: str, watcher: Watcher) -> Path:
-    """The file that an earlier search made of `graph`, or else `graph`."""
-    if key and _is_readable(path := _bounded_path(graph, key)):
-        watcher.end("bound", f"{short_path(path)} is fresh")
-        return path
-    return graph
-
-
-def _bounded_path(graph: Path, key: str) -> Path:
-    return graph.with_name(f"{graph.stem.rpartition('-')[0]}-{content_key(__version__, sha256(graph), key)}.onnx")
-
-
-def _bound_key(judged: Sequence[ImageFile], bound: Bound) -> str:
-    """Changes with the bound and with the images that it is held on; "" without a bound."""
-    if not bound:
-        return ""
-    from vitedge.compiler.activations import images_sha256
-
-    return content_key(dataclasses.astuple(bound), images_sha256(_search_images(judged, bound)))
-
-
-def _pair(model: Path, graph: Path, recipe: Recipe, root: Path) -> tuple[ModelProto, ModelProto]:
-    """The INT8 graph, and the prepared float graph that it was made from."""
-    from vitedge.compiler.calibrate import load_table
-    from vitedge.compiler.graph import load
-    from vitedge.compiler.quantize import prepare
-
-    smoothing = load_table(_scales_path(model, recipe, root)).smoothing
-    return load(graph), prepare(load(model), recipe, smoothing)
-
-
-def _rows(prepared: ModelProto, files: Sequence[ImageFile], recipe: Recipe, limit: int) -> NDArray[Any]:
-    """The first `limit` calibration images as the model takes them."""
-    from vitedge.compiler.activations import read_inputs
-
-    return read_inputs(prepared, sample(files, limit, recipe.seed), limit)
-
-
-def _scales_path(model: Path, recipe: Recipe, root: Path) -> Path:
-    return root / "calibration" / "scales" / f"{read_source(model).card.name}.{recipe.name}.json"
-
-
-def _search_images(files: Sequence[ImageFile], bound: Bound) -> list[ImageFile]:
-    """The judge images that candidates are measured on."""
-    return sample(files, SQNR_IMAGES if bound.max_drop is None else SEARCH_IMAGES, 0)
-
-
-def _more_db(reference: Accuracy, int8: Accuracy, bound: Bound) -> float:
-    """How much more SQNR than that of `int8` will do, as a guess: the answers that change are as many as noise is high."""
-    wanted = [0.0]
-    if bound.max_drop is not None:
-        drop = max(_drop(reference, int8)[0], 0.0)
-        wanted.append(20 * math.log10(drop / bound.max_drop) if bound.max_drop > 0 and drop else 0.0)
-    if bound.min_sqnr_db is not None:
-        wanted.append(bound.min_sqnr_db - (int8.sqnr_db or 0.0))
-    return max(wanted)
-
-
 def sensitivity_step(
     model: Path, files: Sequence[ImageFile], recipe: Recipe, root: Path, limit: int, watcher: Watcher
 ) -> Analysis:
@@ -492,8 +280,8 @@ def sensitivity_step(
     if recipe.method == "none":
         raise VitEdgeError(f"the recipe {recipe.name!r} quantizes nothing, so no Linear costs anything")
     graph = quantize_step(model, files, recipe, root, watcher, bounded=False)
-    int8, prepared = _pair(model, graph, recipe, root)
-    rows = _rows(prepared, files, recipe, limit)
+    int8, prepared = pair(model, graph, recipe, root)
+    rows = calibration_rows(prepared, files, recipe, limit)
     watcher.begin("costs")
     costs = compiler.sensitivity(
         int8, prepared, rows, compiler.costs_path(graph), lambda done, total: watcher.progress(done / total)
@@ -519,14 +307,6 @@ def _source_key(source: ModelSource) -> str:
     return content_key(
         __version__, source.name, source.tolerance, [sha256(path) for path in files], [_version(name) for name in packages]
     )
-
-
-def _is_readable(graph: Path) -> bool:
-    """Whether an ONNX file is there and whole."""
-    with suppress(VitEdgeError):
-        read_source(graph)
-        return True
-    return False
 
 
 def _version(package: str) -> str | None:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -47,6 +48,14 @@ def read_source(onnx: Path) -> Source:
         raise ModelError(f"{onnx} was not exported by vitedge", hint="start from the model: vitedge export MODEL") from error
     typed = cast(FloatType, entries.get("vitedge.float_type", "fp32"))
     return Source(from_dict(ModelCard, card), variant, from_dict(Recipe, recipe) if recipe else None, typed)
+
+
+def is_readable(graph: Path) -> bool:
+    """Whether an ONNX file is there and whole."""
+    with suppress(VitEdgeError):
+        read_source(graph)
+        return True
+    return False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
