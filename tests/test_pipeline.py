@@ -73,7 +73,7 @@ def test_a_backend_that_does_not_exist_is_found_before_anything_is_done(copy: Pa
     watcher = Silent()
     with pytest.raises(VitEdgeError, match="there is no backend 'tensorrtx'") as caught:
         pipeline.make(Job(ModelSource(MODEL, CHECKPOINT), copy / "images", copy, target="mine.toml"), watcher)
-    assert caught.value.hint == "known: openvino, onnxruntime" and watcher.lines == []
+    assert caught.value.hint == "known: openvino, onnxruntime, tensorrt, tensorrt-rtx" and watcher.lines == []
     with pytest.raises(VitEdgeError, match="there is no backend 'tensorrtx'"):
         pipeline.build_step(next((copy / "engines").rglob("int8-*.onnx")), Target(backend="tensorrtx"), copy / "new", watcher)
     assert not (copy / "new").exists() and watcher.lines == []
