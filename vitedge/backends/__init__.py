@@ -76,7 +76,7 @@ class BackendModule(Protocol):
 class Refitting(Protocol):
     """What a backend offers that can put other weights into a plan."""
 
-    def refit(self, engine: Path, onnx: Path, folder: Path) -> str:
+    def refit(self, engine: Path, target: Target, onnx: Path, folder: Path) -> str:
         """Write the plan in the directory `engine`, with the weights of `onnx`, into `folder`; the vendor's log."""
 
 

@@ -120,7 +120,7 @@ def refit_engine(engine: Path, onnx: Path, engines: Path) -> Path:
         given, wanted = f"{build.source.variant} in {build.float_type}", f"{manifest.variant} in {manifest.float_type}"
         raise EngineError(f"{onnx} is {given}, but the engine is {wanted}", hint="make the graph with the same recipe")
     backend.check(manifest)
-    _write(build, lambda folder: backend.refit(engine, onnx, folder))
+    _write(build, lambda folder: backend.refit(engine, manifest.target, onnx, folder))
     return build.folder
 
 

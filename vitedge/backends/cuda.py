@@ -88,9 +88,13 @@ class Buffer:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         driver = _driver()
-        self.host: NDArray[Any] = driver.pagelocked_empty(shape, dtype)
+        try:
+            self.host: NDArray[Any] = driver.pagelocked_empty(shape, dtype)
+            self._memory: Any = driver.mem_alloc(max(self.host.nbytes, 1))
+        except driver.MemoryError as error:
+            what = f"there is no GPU memory left for a buffer of {dtype}{list(shape)}"
+            raise EngineError(what, hint="close other programs on the GPU, or build with a smaller batch") from error
         self.host[...] = 0
-        self._memory: Any = driver.mem_alloc(max(self.host.nbytes, 1))
         self.address = int(self._memory)
 
     def upload(self, count: int, stream: Stream) -> None:

@@ -177,12 +177,12 @@ class TensorRT:
             _save_cache(config, cache, log)
         return str(log.text())
 
-    def refit(self, engine: Path, onnx: Path, folder: Path) -> str:
+    def refit(self, engine: Path, target: Target, onnx: Path, folder: Path) -> str:
         """Write the plan in the directory `engine`, with the weights of `onnx`, into `folder`; TensorRT's log."""
         trt = self._trt()
         log = make_log(trt)
         with cuda.Device():
-            plan = deserialize(trt, engine / self.PLAN[0], log)
+            plan = deserialize(trt, engine / self.PLAN[0], log, target)
             refitter = trt.Refitter(plan, log)
             parser = trt.OnnxParserRefitter(refitter, log)
             if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
@@ -211,10 +211,10 @@ class TensorRT:
     def open(self, folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> TensorRtSession:
         """Deserialize the plan in `folder` on the GPU here."""
         trt = self._trt()
-        device = cuda.Device()
-        with device:
-            engine = deserialize(trt, folder / self.PLAN[0], make_log(trt))
-        return TensorRtSession(trt, engine, device, card, target)
+        log = make_log(trt)
+        with cuda.Device():
+            engine = deserialize(trt, folder / self.PLAN[0], log, target)
+        return TensorRtSession(trt, engine, log, card, target)
 
     def _trt(self) -> Any:
         """The Python module; a MissingPackageError where there is none."""

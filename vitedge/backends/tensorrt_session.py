@@ -19,10 +19,10 @@ from vitedge.preprocess import input_dtype, input_shape
 from vitedge.specs import ModelCard, Target
 
 
-def deserialize(trt: Any, path: Path, log: Any) -> Any:
+def deserialize(trt: Any, path: Path, log: Any, target: Target) -> Any:
     """The engine in the plan `path`; an EngineError with what TensorRT says where it is not one for this GPU."""
     runtime = trt.Runtime(log)
-    runtime.engine_host_code_allowed = False  # a plan from elsewhere must not bring code for this processor along
+    runtime.engine_host_code_allowed = target.version_compatible  # such a plan brings a runtime along, and no other may
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise EngineError(
@@ -37,8 +37,9 @@ class TensorRtSession:
     The plan's weights are shared by all sessions that `fork` makes, so each thread can have its own.
     """
 
-    def __init__(self, trt: Any, engine: Any, device: cuda.Device, card: ModelCard, target: Target) -> None:
-        self._trt, self._engine, self._device, self._card, self._target = trt, engine, device, card, target
+    def __init__(self, trt: Any, engine: Any, log: Any, card: ModelCard, target: Target) -> None:
+        self._trt, self._engine, self._log, self._card, self._target = trt, engine, log, card, target
+        self._device = cuda.Device()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]
@@ -50,7 +51,7 @@ class TensorRtSession:
                 hint="build the engine again",
             )
         self._name, self._count, self._most = inputs[0], 0, target.batch[2]
-        with device:
+        with self._device:
             self._context = engine.create_execution_context()
             if self._context is None:
                 raise EngineError("there is not enough GPU memory to run this engine", hint="close other programs on the GPU")
@@ -73,7 +74,10 @@ class TensorRtSession:
         return result
 
     def profile(self, count: int, calls: int) -> dict[str, list[float]]:
-        """Milliseconds of each layer of the plan, in each of `calls` runs of `count` rows; slower than `run` by the timing."""
+        """Milliseconds of each layer of the plan, in each of `calls` runs of `count` rows.
+
+        Timing each layer slows the session down, from here on: use one that is for nothing else.
+        """
         profiler = make_profiler(self._trt)
         with self._device:
             self._set_batch(count)
@@ -93,7 +97,7 @@ class TensorRtSession:
 
     def fork(self) -> TensorRtSession:
         """Another session of the same plan, with a context, a stream and buffers of its own."""
-        return TensorRtSession(self._trt, self._engine, self._device, self._card, self._target)
+        return TensorRtSession(self._trt, self._engine, self._log, self._card, self._target)
 
     def close(self) -> None:
         """Free the context and the buffers; a second call does nothing."""
@@ -111,7 +115,9 @@ class TensorRtSession:
 
     def _execute(self) -> None:
         if not self._context.execute_async_v3(self._stream.handle):
-            raise EngineError("TensorRT could not run the engine", hint="its messages on stderr say why")
+            raise EngineError(
+                f"TensorRT could not run the engine: {sentence(self._log.last_error())}", hint="build it again here"
+            )
 
     def _output(self, name: str) -> cuda.Buffer:
         shape = tuple(self._engine.get_tensor_shape(name))
