@@ -1,4 +1,4 @@
-"""The FP16 form of a graph: close to the FP32 form, of one type throughout, and refused where FP16 cannot hold it."""
+"""The 16-bit form of a graph: close to the FP32 form, of one type throughout but where FP16 cannot hold a number."""
 
 from __future__ import annotations
 
@@ -17,25 +17,51 @@ from tests.compiler.conftest import Tiny
 from tests.compiler.families import NAMES, Exported
 from tests.compiler.test_export import OverlappingStem, TokensAreAnOutput, Upsampled, converted
 from tests.engines import sqnr_db
-from tests.models import engine_rows, float_graph, operators, random_images, run_graph
-from vitedge.compiler import graph
+from tests.models import PLAIN, engine_rows, float_graph, operators, random_images, run_graph
+from vitedge.compiler import graph, precision
+from vitedge.compiler.activations import read_inputs
 from vitedge.compiler.calibrate import calibrate
-from vitedge.compiler.precision import to_half
+from vitedge.compiler.precision import CHECKED_IMAGES, HALF, HEADROOM, LARGEST, convert, to_half
 from vitedge.compiler.quantize import quantize
+from vitedge.compiler.ranges import largest_values, tensor_types, worst_sqnr_db
 from vitedge.errors import ModelError
-from vitedge.specs import ModelCard, Recipe
+from vitedge.specs import FloatType, ModelCard, Recipe
 
 Load = Callable[[str], Exported]
 SMALLEST = 2.0**-24
 
 
 def halved(model: ModelProto) -> ModelProto:
-    """The FP16 form of a copy, every type of which ONNX has checked."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    to_half(copy)
-    onnx.shape_inference.infer_shapes(copy, check_type=True, strict_mode=True)
-    return copy
+    """The FP16 form of a copy."""
+    return retyped(model)[0]
+
+
+def retyped(
+    model: ModelProto, float_type: FloatType = "fp16", largest: dict[str, float] | None = None
+) -> tuple[ModelProto, list[str]]:
+    """The 16-bit form of a copy, well-formed, and the nodes kept in FP32."""
+    copy = graph.copy_of(model)
+    kept = to_half(copy, float_type, largest)
+    assert_well_formed(copy, kept, HALF[float_type])
+    return copy, kept
+
+
+def assert_well_formed(model: ModelProto, kept: list[str], half: int) -> None:
+    """Every type is one that ONNX allows there; all floats are of 16 bits but around the kept nodes; no Cast is for nothing."""
+    onnx.checker.check_model(model, full_check=True)
+    types, makers, casts = tensor_types(model), graph.producers(model), set()
+    for node in model.graph.node:
+        floats = {types[name] for name in (*node.input, *node.output) if types.get(name) in (TensorProto.FLOAT, half)}
+        if node.op_type == "Cast" and {TensorProto.FLOAT, half} == floats:
+            maker = makers.get(node.input[0])
+            assert maker is None or maker.op_type not in ("Cast", "DequantizeLinear"), f"{node.name} casts what could be made so"
+            assert (node.input[0], types[node.output[0]]) not in casts, f"{node.name} is the second one"
+            casts.add((node.input[0], types[node.output[0]]))
+        elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert len(floats) == 1, node.name
+        elif node.op_type != "Resize":
+            wanted = {TensorProto.FLOAT} if kept and {node.name, node.output[0]} & set(kept) else {half}
+            assert floats <= wanted, f"{node.name} ({node.op_type}) computes in {floats}"
 
 
 def rows(card: ModelCard) -> NDArray[np.generic]:
@@ -127,13 +153,11 @@ def scaled(**constants: NDArray[np.float32]) -> ModelProto:
 
 
 @pytest.mark.parametrize("worst", [65536.0, -1e5, 9e8])
-def test_a_weight_out_of_range_is_named(worst: float) -> None:
-    model = scaled(a=np.float32([1, worst]), b=np.float32(1))
-    with pytest.raises(
-        ModelError, match=f"the constant 'a' reaches {abs(worst):.3g}, but FP16 ends at 65504".replace("+", r"\+")
-    ) as e:
-        to_half(model)
-    assert "fp32" in str(e.value.hint)
+def test_a_weight_out_of_range_keeps_its_node_in_fp32(worst: float) -> None:
+    model = scaled(a=np.float32([1, worst]), b=np.float32(1e6))
+    half, kept = retyped(model)
+    assert kept == ["z", "y"]  # without names of their own: what they make; the other one divides by a million
+    np.testing.assert_array_equal(run_graph(half, np.ones((1, 2), np.float32))[0], np.float32([[1, worst]]) / np.float32(1e6))
 
 
 @pytest.mark.parametrize("mask", [-1e9, float(np.finfo(np.float32).min), -np.inf])
@@ -192,7 +216,81 @@ def test_blocks_of_int4_are_rounded_by_their_own_scales(length: int) -> None:
 
 def test_an_activation_that_is_always_zero_keeps_a_scale_that_is_not() -> None:
     scale = np.float32(np.finfo(np.float32).tiny)
-    nodes = [make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), make_node("DequantizeLinear", ["q", "s", "z"], ["y"])]
+    nodes = [make_node("Relu", ["x"], ["r"]), make_node("QuantizeLinear", ["r", "s", "z"], ["q"])]
+    nodes += [make_node("DequantizeLinear", ["q", "s", "z"], ["d"]), make_node("Relu", ["d"], ["y"])]
     half = halved(float_graph(nodes, {"s": scale, "z": np.int8(0)}, (2,)))
     assert float(graph.constants(half)["s"]) == SMALLEST
     np.testing.assert_array_equal(run_graph(half, np.zeros((1, 2), np.float32))[0], [[0, 0]])
+
+
+# The range of FP16, measured
+
+FC1 = ["blocks.0.fc1", "blocks.0.fc1/Add", "blocks.0/Gelu", "blocks.0.fc2"]  # all that touch what lies between FC1 and FC2
+
+
+def large_activation(model: ModelProto, factor: float = 1e5) -> None:
+    """Let the hidden activations of block 0 be larger, and FC2 make up for it."""
+    known = graph.constants(model)
+    weight, bias = known["blocks.0.fc1.weight"], known["blocks.0.fc1.bias"]
+    graph.put_constant(model, "blocks.0.fc1.weight", np.float32(weight * factor / 4))
+    graph.put_constant(model, "blocks.0.fc1.bias", np.float32(bias * factor / 4 + factor / 2))
+    graph.put_constant(model, "blocks.0.fc2.weight", np.float32(known["blocks.0.fc2.weight"] * 4 / factor))
+
+
+def large_weight(model: ModelProto) -> None:
+    """One weight of 1e5, for a channel that the norm before leaves at 1e-3."""
+    known = graph.constants(model)
+    for name, entry, value in (
+        ("blocks.0.norm2.weight", 3, 0.0),
+        ("blocks.0.norm2.bias", 3, 1e-3),
+        ("blocks.0.fc1.weight", (3, 5), 1e5),
+    ):
+        changed = known[name].copy()
+        changed[entry] = value
+        graph.put_constant(model, name, changed)
+
+
+def large_residual(model: ModelProto) -> None:
+    """From the first attention on, one channel of the residual stream is 100,000."""
+    bias = graph.constants(model)["blocks.0.attention.proj.bias"].copy()
+    bias[7] = 1e5
+    graph.put_constant(model, "blocks.0.attention.proj.bias", bias)
+
+
+RESIDUAL = ["blocks.0.attention.proj/Add", "blocks.0/Add", "blocks.0.norm2/LayerNormalization", "blocks.0/Add.2"]
+RESIDUAL += ["blocks.1.norm1/LayerNormalization", "blocks.1/Add", "blocks.1.norm2/LayerNormalization", "blocks.1/Add.2"]
+LARGE: dict[str, tuple[Callable[[ModelProto], None], list[str]]] = {
+    "activation": (large_activation, FC1),
+    "weight": (large_weight, ["blocks.0.fc1"]),
+    "residual": (large_residual, RESIDUAL),
+}
+FORMS = ("float", "int8")
+
+
+def write_large(kind: str, form: str, tiny: Tiny, folder: Path) -> Path:
+    """The tiny model with one kind of number that FP16 does not hold, as a float or INT8 graph in FP32."""
+    model, path = graph.load(tiny.onnx), folder / f"{kind}.onnx"
+    LARGE[kind][0](model)
+    graph.save(model, path)
+    if form == "int8":
+        quantize(path, calibrate(path, tiny.files, PLAIN).table, folder / f"{kind}.int8.onnx", tiny.files)
+        return folder / f"{kind}.int8.onnx"
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", LARGE)
+def test_what_fp16_cannot_hold_stays_in_fp32_and_nothing_else(kind: str, form: str, tiny: Tiny, tmp_path: Path) -> None:
+    source, path, told = write_large(kind, form, tiny, tmp_path), tmp_path / "half.onnx", []
+    kept = convert(source, "fp16", path, tiny.files, progress=lambda done, total: told.append((done, total)))
+    print(kept)
+    reference, half = graph.load(source), graph.load(path)
+    assert_well_formed(half, kept, TensorProto.FLOAT16)
+    assert told == [(done, 20) for done in range(1, 21)]
+    assert graph.metadata(half) == {**graph.metadata(reference), "vitedge.float_type": "fp16"}
+    inputs = read_inputs(reference, tiny.files, 8)
+    assert worst_sqnr_db(reference, half, inputs) > (50 if form == "float" else 20)
+    bare = halved(reference)  # without the measurement
+    if kind != "weight":
+        assert not worst_sqnr_db(reference, bare, inputs) > 5
+    assert kept == LARGE[kind][1]

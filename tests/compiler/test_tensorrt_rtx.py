@@ -1,6 +1,6 @@
-"""TensorRT-RTX's own parser and builder take every graph that vitedge makes, in FP32 and in FP16, strongly typed.
+"""TensorRT-RTX's own parser and builder take every graph that vitedge makes, in FP32, FP16 and BF16, strongly typed.
 
-    module -> fp32.onnx [-> int8.onnx] [-> FP16] -> OnnxParser -> builder -> a plan for compute capability 8.6
+    module -> fp32.onnx [-> int8.onnx] [-> FP16 or BF16] -> OnnxParser -> builder -> a plan for compute capability 8.6
 
 Neither needs a GPU or a driver; to run a plan does. So this says nothing of speed or accuracy.
 """
@@ -23,7 +23,7 @@ from vitedge.compiler import graph
 from vitedge.compiler.calibrate import calibrate
 from vitedge.compiler.precision import to_half
 from vitedge.compiler.quantize import leave_float, quantize
-from vitedge.specs import Recipe
+from vitedge.specs import FloatType, Recipe
 from vitedge.workspace import BUILTIN_RECIPES
 
 trt: Any = pytest.importorskip(
@@ -37,7 +37,7 @@ RECIPES = {
     "int4": Recipe(name="int4", int4=("*",)),
     "one scale": Recipe(name="coarse", per_channel=False, method="auto", skip=("*q_proj",)),
 }
-TYPES = ("fp32", "fp16")
+TYPES: tuple[FloatType, ...] = ("fp32", "fp16", "bf16")
 MODULES = {"image-stem": OverlappingStem, "resize": Upsampled}
 FUSED = ("vit", "deit", "dinov2", "clip", "siglip", "fashion-mnist")  # whose attention qualifies for INT8
 CASES = [
@@ -111,19 +111,19 @@ def make(family: Callable[[str], Exported], tiny: Tiny, tmp_path_factory: pytest
     return cache(made)
 
 
-def in_type(path: Path, kind: str) -> Path:
-    """The graph itself, or its FP16 form beside it."""
+def in_type(path: Path, kind: FloatType) -> Path:
+    """The graph itself, or its FP16 or BF16 form beside it."""
     if kind == "fp32":
         return path
     model = graph.load(path)
-    to_half(model)
-    graph.save(model, path.with_suffix(".fp16.onnx"))
-    return path.with_suffix(".fp16.onnx")
+    assert to_half(model, kind) == []  # nothing stays in FP32
+    graph.save(model, path.with_suffix(f".{kind}.onnx"))
+    return path.with_suffix(f".{kind}.onnx")
 
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize(("name", "recipe"), CASES)
-def test_every_graph_is_parsed_and_built(name: str, recipe: str, kind: str, make: Make) -> None:
+def test_every_graph_is_parsed_and_built(name: str, recipe: str, kind: FloatType, make: Make) -> None:
     assert build(in_type(make(name, recipe), kind)) > 0
 
 
