@@ -77,11 +77,12 @@ def to_half(model: ModelProto, float_type: FloatType = "fp16", largest: Mapping[
     """Let `model` compute in FP16 or BF16, in place; its inputs and outputs keep their types.
 
     largest: |x| by tensor, where it was measured. Returns the names of the nodes that stay in FP32: those that FP16 cannot
-    hold, and those of an operator that the type is not defined for.
+    hold, and those of an operator that the type is not defined for; not their Q/DQ, which follow them.
     """
     prepare(model, float_type)
     kept = _kept(model, float_type, largest or {})
-    names = [node.name or node.output[0] for index, node in enumerate(model.graph.node) if index in kept]
+    nodes = [model.graph.node[index] for index in sorted(kept)]
+    names = [node.name or node.output[0] for node in nodes if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
     if float_type == "fp16":
         _round_tiny_scales(model, kept)
     _Retyping(model, float_type, kept).apply()

@@ -71,20 +71,23 @@ def worst_sqnr_db(reference: ModelProto, half: ModelProto, rows: NDArray[Any]) -
 
 
 def storing_halves(model: ModelProto) -> ModelProto:
-    """A copy in which an Identity behind each node stores what it makes in FP16.
+    """A copy in which two Identities behind each node store what it makes in FP16.
 
     ONNX Runtime's CPU provider computes FP16 nodes in FP32 between Casts, and drops a Cast to FP16 in front of one back to
-    FP32: so without these nothing would overflow or round, and a graph that overflows on a GPU would seem right.
+    FP32: so without these nothing would overflow or round, and a graph that overflows on a GPU would seem right. Two,
+    since a single FP16 node among FP32 ones is moved to FP32 as well.
     """
     copy = copy_of(model)
     types = tensor_types(model)
     nodes = list(copy.graph.node)
     del copy.graph.node[:]
     for node in nodes:
-        halves = [index for index, name in enumerate(node.output) if types.get(name) == TensorProto.FLOAT16]
-        stores = [helper.make_node("Identity", [f"{node.output[i]}.made"], [node.output[i]]) for i in halves]
-        for index in halves:
-            node.output[index] = f"{node.output[index]}.made"
+        stores = []
+        for index, name in enumerate(node.output):
+            if types.get(name) == TensorProto.FLOAT16:
+                node.output[index] = f"{name}.made"
+                stores.append(helper.make_node("Identity", [f"{name}.made"], [f"{name}.stored"]))
+                stores.append(helper.make_node("Identity", [f"{name}.stored"], [name]))
         copy.graph.node.extend([node, *stores])
     return copy
 
