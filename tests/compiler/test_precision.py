@@ -360,6 +360,13 @@ def test_what_two_types_read_is_dequantized_into_both() -> None:
     np.testing.assert_array_equal(run_graph(half, x)[0], run_graph(model, x)[0])
 
 
+def test_a_tiny_scale_that_only_fp32_reads_stays() -> None:
+    model = dequantized(np.int8([[127, -3]]), np.float32([1e-9, 1]), axis=1)
+    half, kept = retyped(model, "fp16", {"y": 1e5})
+    assert kept == ["y"]
+    np.testing.assert_array_equal(graph.constants(half)["s"], np.float32([1e-9, 1]))
+
+
 def test_a_decomposed_layernorm_is_kept_where_it_squares() -> None:
     """As in an exporter's FP16 ViT-B/16, whose residual of 1,418 made 19 % of 85 % top-1."""
     axes = np.int64([-1])
@@ -412,6 +419,15 @@ def test_an_overflow_shows_in_the_comparison_though_onnxruntime_hides_it() -> No
     assert np.isfinite(run_graph(halved(model), x)[0]).all()  # it computes FP16 in FP32 and forgets the Casts between
     assert np.isnan(worst_sqnr_db(model, halved(model), x))
     assert 50 < worst_sqnr_db(model, halved(model), x / 10) < 90
+
+
+def test_the_worst_output_counts() -> None:
+    nodes = [make_node("Mul", ["x", "one"], ["same"]), make_node("Mul", ["x", "third"], ["rounded"])]
+    model = float_graph(nodes, {"one": np.float32(1), "third": np.float32(1 / 3)}, (2,), ("same", "rounded"))
+    for outputs in (["same", "rounded"], ["rounded", "same"]):
+        ordered = graph.copy_of(model)
+        ordered.graph.output.sort(key=lambda output: outputs.index(output.name))
+        assert 60 < worst_sqnr_db(ordered, halved(ordered), np.float32([[1, 2]])) < 90
 
 
 def test_answers_that_are_not_finite_are_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
