@@ -58,6 +58,8 @@ def assert_well_formed(model: ModelProto, kept: list[str], half: int) -> None:
             casts.add((node.input[0], types[node.output[0]]))
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             assert len(floats) == 1, node.name
+            before = makers.get(node.input[0])
+            assert before is None or before.op_type != "Cast", f"{node.name} could quantize what is cast"
         elif node.op_type != "Resize":
             wanted = {TensorProto.FLOAT} if kept and {node.name, node.output[0]} & set(kept) else {half}
             assert floats <= wanted, f"{node.name} ({node.op_type}) computes in {floats}"
