@@ -35,6 +35,7 @@ THIRD_PARTY = {
     "torch": ("compiler",),
     "onnx": ("compiler",),
     "onnxscript": ("compiler",),
+    "ml_dtypes": ("compiler",),
     "safetensors": ("compiler",),
     "transformers": ("compiler",),
     "timm": ("compiler",),

@@ -1,12 +1,15 @@
-"""TensorRT-RTX's own parser and builder take every graph that vitedge makes, in FP32 and in FP16, strongly typed.
+"""TensorRT-RTX's own parser and builder take every graph that vitedge makes, in FP32, FP16 and BF16, strongly typed.
 
-    module -> fp32.onnx [-> int8.onnx] [-> FP16] -> OnnxParser -> builder -> a plan for compute capability 8.6
+    module -> fp32.onnx [-> int8.onnx] [-> FP16 or BF16] -> OnnxParser -> builder -> a plan for compute capability 8.6
 
 Neither needs a GPU or a driver; to run a plan does. So this says nothing of speed or accuracy.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,11 +22,17 @@ from onnx import ModelProto
 from tests.compiler.conftest import Tiny
 from tests.compiler.families import NAMES, Exported
 from tests.compiler.test_export import OverlappingStem, Upsampled, converted
+from tests.compiler.test_precision import FORMS, LARGE, write_large
+from tests.engines import Silent
+from tests.models import PLAIN
+from vitedge import pipeline
+from vitedge.backends.build import prepare_build
 from vitedge.compiler import graph
 from vitedge.compiler.calibrate import calibrate
-from vitedge.compiler.precision import to_half
+from vitedge.compiler.precision import convert, to_half
 from vitedge.compiler.quantize import leave_float, quantize
-from vitedge.specs import Recipe
+from vitedge.errors import EngineError
+from vitedge.specs import FloatType, Recipe, Target
 from vitedge.workspace import BUILTIN_RECIPES
 
 trt: Any = pytest.importorskip(
@@ -37,7 +46,7 @@ RECIPES = {
     "int4": Recipe(name="int4", int4=("*",)),
     "one scale": Recipe(name="coarse", per_channel=False, method="auto", skip=("*q_proj",)),
 }
-TYPES = ("fp32", "fp16")
+TYPES: tuple[FloatType, ...] = ("fp32", "fp16", "bf16")
 MODULES = {"image-stem": OverlappingStem, "resize": Upsampled}
 FUSED = ("vit", "deit", "dinov2", "clip", "siglip", "fashion-mnist")  # whose attention qualifies for INT8
 CASES = [
@@ -111,19 +120,19 @@ def make(family: Callable[[str], Exported], tiny: Tiny, tmp_path_factory: pytest
     return cache(made)
 
 
-def in_type(path: Path, kind: str) -> Path:
-    """The graph itself, or its FP16 form beside it."""
+def in_type(path: Path, kind: FloatType) -> Path:
+    """The graph itself, or its FP16 or BF16 form beside it."""
     if kind == "fp32":
         return path
     model = graph.load(path)
-    to_half(model)
-    graph.save(model, path.with_suffix(".fp16.onnx"))
-    return path.with_suffix(".fp16.onnx")
+    assert to_half(model, kind) == []  # nothing stays in FP32
+    graph.save(model, path.with_suffix(f".{kind}.onnx"))
+    return path.with_suffix(f".{kind}.onnx")
 
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize(("name", "recipe"), CASES)
-def test_every_graph_is_parsed_and_built(name: str, recipe: str, kind: str, make: Make) -> None:
+def test_every_graph_is_parsed_and_built(name: str, recipe: str, kind: FloatType, make: Make) -> None:
     assert build(in_type(make(name, recipe), kind)) > 0
 
 
@@ -135,3 +144,40 @@ def test_what_tensorrt_refuses_fails_with_its_own_words(make: Make, tmp_path: Pa
     words = r"^mixed\.onnx is not parsed:\n.*attention\.q_proj \(MatMul\): (.|\n)*must have same input types"
     with pytest.raises(pytest.fail.Exception, match=words):
         build(tmp_path / "mixed.onnx")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_graph_with_layers_kept_in_fp32_is_parsed_and_built(kind: str, form: str, tiny: Tiny, tmp_path: Path) -> None:
+    kept = convert(write_large(kind, form, tiny, tmp_path), "fp16", tmp_path / "half.onnx", tiny.files)
+    assert kept and build(tmp_path / "half.onnx") > 0
+    found = layer_types(tmp_path / "half.onnx")
+    assert {found[name] for name in kept if name in found} == {trt.float32}
+    assert found["blocks.1.fc1"] == found["blocks.0.attention.q"] == trt.float16
+
+
+def layer_types(path: Path) -> dict[str, Any]:
+    """What TensorRT says each layer puts out, by the name of its node."""
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    assert parser.parse(path.read_bytes())
+    return {network.get_layer(i).name: network.get_layer(i).get_output(0).dtype for i in range(network.num_layers)}
+
+
+def test_the_pipeline_converts_once_and_builds_only_what_is_converted(tiny: Tiny, tmp_path: Path) -> None:
+    recipe, target = dataclasses.replace(PLAIN, name="int8"), Target("rtx30", "tensorrt-rtx", capability="8.6")
+    int8 = pipeline.quantize_step(Path(shutil.copy(tiny.onnx, tmp_path)), tiny.files, recipe, tmp_path, Silent())
+    path = pipeline.precision_step(int8, target, tiny.files, watcher := Silent())
+    assert path.parent == int8.parent and re.fullmatch(r"int8\.fp16-[0-9a-f]{12}\.onnx", path.name)
+    assert watcher.lines[-1].endswith(f"{path.name}: floats in fp16")
+    made_at = path.stat().st_mtime_ns
+    assert pipeline.precision_step(int8, target, tiny.files, watcher := Silent()) == path
+    assert watcher.lines[-1].endswith(" is fresh") and path.stat().st_mtime_ns == made_at
+    assert pipeline.precision_step(int8, target, tiny.files[:10], Silent()) != path  # other ranges
+    assert pipeline.precision_step(int8, Target(backend="onnxruntime"), tiny.files, Silent()) == int8
+    assert prepare_build(path, target, tmp_path).float_type == "fp16"
+    with pytest.raises(EngineError, match="the types of the graph, which are fp32, but the recipe wants fp16") as caught:
+        prepare_build(int8, target, tmp_path)
+    assert "--images" in str(caught.value.hint)

@@ -1,0 +1,98 @@
+"""How large the numbers in a graph get on real images, and how far a half-precision form of it answers from it.
+
+    model.onnx + images -> {tensor name: largest |x|}
+    FP32 graph + its FP16 form + images -> SQNR in dB of the worst output
+
+The graph itself reduces each tensor to one number, so memory is that of one ordinary run, whatever the number of tensors.
+Knows nothing of what is decided by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper
+
+from vitedge.compiler.activations import open_session, stream_activations
+from vitedge.compiler.graph import copy_of
+from vitedge.compiler.sensitivity import decibels
+from vitedge.errors import ModelError, first_line
+from vitedge.images import ImageFile
+
+
+def tensor_types(model: ModelProto) -> dict[str, int]:
+    """The element type of every tensor, as TensorProto numbers; a graph whose types contradict each other is a ModelError."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise ModelError(f"the types in this graph contradict each other: {first_line(error)}", hint="export it again") from error
+    entries = (*graph.value_info, *graph.input, *graph.output)
+    typed = {entry.name: entry.type.tensor_type.elem_type for entry in entries}
+    return typed | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def largest_values(
+    model: ModelProto,
+    tensors: Sequence[str],
+    files: Sequence[ImageFile],
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> dict[str, float]:
+    """The largest |x| of each of `tensors`, FP32, over the images. A NaN or an infinity is a ModelError that names it."""
+    probe = copy_of(model)
+    whole = {name: f"|{name}|" for name in tensors}
+    for name, result in whole.items():
+        probe.graph.node.append(helper.make_node("Abs", [name], [f"{result}.all"]))
+        probe.graph.node.append(helper.make_node("ReduceMax", [f"{result}.all"], [result], keepdims=0))
+    found = dict.fromkeys(tensors, 0.0)
+    for done, (_, values) in enumerate(stream_activations(probe, list(whole.values()), files, []), 1):
+        found = {name: max(found[name], float(values[result])) for name, result in whole.items()}
+        progress(done, len(files))
+    return found
+
+
+def worst_sqnr_db(reference: ModelProto, half: ModelProto, rows: NDArray[Any]) -> float:
+    """The SQNR in dB of that output of `half` which is the farthest from the FP32 graph's; NaN where it is not finite.
+
+    rows: of the input, run one by one. `half` is FP16 with FP32 parts: ONNX Runtime's CPU provider does not run BF16.
+    """
+    outputs = [output.name for output in reference.graph.output]
+    wanted, given = _answers(reference, outputs, rows), _answers(storing_halves(half), outputs, rows)
+    signal, noise = np.zeros(len(outputs)), np.zeros(len(outputs))
+    for wanted_row, given_row in zip(wanted, given, strict=True):
+        signal += [np.square(w, dtype=np.float64).sum() for w in wanted_row]
+        noise += [np.square(g.astype(np.float64) - w).sum() for w, g in zip(wanted_row, given_row, strict=True)]
+    if not np.isfinite(noise).all():
+        return float("nan")
+    return min(decibels(n / s) if s else decibels(n) for n, s in zip(noise, signal, strict=True))
+
+
+def storing_halves(model: ModelProto) -> ModelProto:
+    """A copy in which two Identities behind each node store what it makes in FP16.
+
+    ONNX Runtime's CPU provider computes FP16 nodes in FP32 between Casts, and drops a Cast to FP16 in front of one back to
+    FP32: so without these nothing would overflow or round, and a graph that overflows on a GPU would seem right. Two,
+    since a single FP16 node among FP32 ones is moved to FP32 as well.
+    """
+    copy = copy_of(model)
+    types = tensor_types(model)
+    nodes = list(copy.graph.node)
+    del copy.graph.node[:]
+    for node in nodes:
+        stores = []
+        for index, name in enumerate(node.output):
+            if types.get(name) == TensorProto.FLOAT16:
+                node.output[index] = f"{name}.made"
+                stores.append(helper.make_node("Identity", [f"{name}.made"], [f"{name}.stored"]))
+                stores.append(helper.make_node("Identity", [f"{name}.stored"], [name]))
+        copy.graph.node.extend([node, *stores])
+    return copy
+
+
+def _answers(model: ModelProto, outputs: Sequence[str], rows: NDArray[Any]) -> list[list[NDArray[Any]]]:
+    session = open_session(model, outputs, optimize=False)  # which would drop the Identities
+    feed = session.get_inputs()[0].name
+    return [session.run(list(outputs), {feed: row[None]}) for row in rows]
