@@ -109,7 +109,7 @@ def test_build_sh_builds_and_measures_from_the_bundle_alone(box: Path, tmp_path:
     bundle = Path(shutil.copytree(box, tmp_path / "on the device"))
     done = build(bundle)
     assert done.returncode == 0, done.stderr
-    assert "PASS  openvino" in done.stdout and "to run one here: " in done.stdout
+    assert "PASS  openvino" in done.stdout and "to run one: " in done.stdout
     built = [bundle / line.removeprefix("engine: ") for line in done.stdout.splitlines() if line.startswith("engine: ")]
     assert [read_manifest(folder).variant for folder in built] == ["fp32", "int8"]
     assert [read_manifest(folder).target for folder in built] == [BOX, BOX]

@@ -263,7 +263,9 @@ def quantize(
 
 @app.command(epilog="Example: [bold]vitedge build int8.onnx --target cpu[/]")
 def build(
-    onnx: Annotated[Path, typer.Argument(help="A float or INT8 ONNX file made by vitedge.", show_default=False)],
+    onnx: Annotated[
+        Path, typer.Argument(help="A float or INT8 ONNX file made by vitedge, or MODEL/VARIANT.onnx.", show_default=False)
+    ],
     target: TargetName = "cpu",
     backend: Backend = None,
     images: Annotated[
@@ -277,7 +279,9 @@ def build(
 
     files = list_images(images) if images else []
     with contextlib.closing(Terminal()) as terminal:
-        folder = pipeline.build_step(onnx, load_target(target, backend), output or find_root() / "engines", terminal, files)
+        folder = pipeline.build_step(
+            find_graph(onnx), load_target(target, backend), output or find_root() / "engines", terminal, files
+        )
     out.print(short_path(folder), markup=False, soft_wrap=True)
 
 

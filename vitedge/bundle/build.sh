@@ -59,6 +59,16 @@ if [ "${INSTALL:-yes}" != no ] && ! cmp -s requirements.txt .venv/requirements.t
         fail 'the packages in requirements.txt could not be installed' 'see above; PyCUDA takes nvcc, g++ and python3-dev; without a network, install them another way and run INSTALL=no sh build.sh'
     cp requirements.txt .venv/requirements.txt
 fi
+command="PYTHONPATH=. $python -m vitedge"
+if [ "${INSTALL:-yes}" != no ]; then
+    command=.venv/bin/vitedge # runs in any folder
+    cat >$command <<'END'
+#!/bin/sh
+bundle=$(cd "$(dirname "$0")/../.." && pwd)
+PYTHONPATH=$bundle exec "$bundle/.venv/bin/python" -m vitedge "$@"
+END
+    chmod +x $command
+fi
 
 PYTHONPATH=$PWD # the vitedge that lies here, and no other
 export PYTHONPATH
@@ -77,8 +87,8 @@ if [ -d images ]; then
     step 'measuring'
     # shellcheck disable=SC2086 # names of engines have no spaces
     "$python" -m vitedge bench $engines --images images --report report.html --json bench.json ||
-        fail 'the engines are built, but were not measured: see above' "on the machine that runs them: $python -m vitedge bench$engines --images images"
+        fail 'the engines are built, but were not measured: see above' "on the machine that runs them: $command bench$engines --images images"
 else
     step 'no images are in this bundle, so nothing is measured'
 fi
-printf 'to run one here: cd %s, then PYTHONPATH=. %s -m vitedge run%s --source 0\n' "$PWD" "$python" " ${engines##* }"
+printf 'to run one: cd %s, then %s run %s --source 0\n' "$PWD" "$command" "${engines##* }"
