@@ -171,7 +171,7 @@ def make(
     with contextlib.closing(Terminal()) as terminal:
         result = pipeline.make(job, terminal)
     if result.report is None:
-        _print_delivery(result)
+        _print_delivery(result, json_file)
         return
     _print_rows(result.rows, result.notes, json_file)
     for path in result.engines:
@@ -519,9 +519,10 @@ def _require_other(output: Path, *inputs: Path) -> None:
             raise VitEdgeError(f"{output} is an input of this command and would be overwritten", hint="give another --output")
 
 
-def _print_delivery(result: Result) -> None:
-    """What was made for a machine that is not this one."""
-    _print_notes(result.notes)
+def _print_delivery(result: Result, json_file: Path | None) -> None:
+    """What was made for a machine that is not this one, where nothing could be measured."""
+    unwritten = [f"so {json_file} was not written"] if json_file else []
+    _print_notes([*result.notes, *unwritten])
     for path in result.engines:
         out.print(f"engine: {short_path(path)}", markup=False, soft_wrap=True)
     if result.bundle:

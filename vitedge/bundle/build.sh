@@ -65,12 +65,12 @@ if [ "${INSTALL:-yes}" != no ]; then
     cat >$command <<'END'
 #!/bin/sh
 bundle=$(cd "$(dirname "$0")/../.." && pwd)
-PYTHONPATH=$bundle exec "$bundle/.venv/bin/python" -m vitedge "$@"
+PYTHONPATH=$bundle${PYTHONPATH:+:$PYTHONPATH} exec "$bundle/.venv/bin/python" -m vitedge "$@"
 END
     chmod +x $command
 fi
 
-PYTHONPATH=$PWD # the vitedge that lies here, and no other
+PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # the vitedge that lies here comes before any other
 export PYTHONPATH
 step 'examining this machine'
 "$python" -m vitedge doctor || step 'a backend does not work here; that matters if it is the one that is built for'
