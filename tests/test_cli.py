@@ -27,7 +27,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
 COMMANDS = (
-    "make", "export", "calibrate", "quantize", "build", "refit", "run", "bench", "verify", "sensitivity",
+    "make", "export", "calibrate", "quantize", "build", "pack", "refit", "run", "bench", "verify", "sensitivity",
     "doctor", "init", "models"
 )  # fmt: skip
 VITEDGE = "import sys; from vitedge.cli import main; sys.argv[0] = 'vitedge'; main()"

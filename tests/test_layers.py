@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vitedge"
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("pipeline > bound", "doctor"),
+    ("pipeline > bound", "pipeline > pack", "doctor"),
     ("bench",),
     ("compiler", "runtime"),
     ("backends",),

@@ -25,6 +25,7 @@ from vitedge.errors import VitEdgeError
 from vitedge.specs import BenchRow, Frame, Prediction, to_dict
 from vitedge.workspace import (
     find_engine,
+    find_graph,
     find_root,
     init_workspace,
     known_engines,
@@ -41,6 +42,7 @@ PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
 
 if TYPE_CHECKING:
     from vitedge.bench.verify import Verification
+    from vitedge.pipeline import Result
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -88,6 +90,9 @@ RecipeName = Annotated[
 ]
 TargetName = Annotated[
     str, typer.Option(help="A target: cpu, engines/targets/NAME.toml, or a .toml file.", autocompletion=complete_target)
+]
+Backend = Annotated[
+    str | None, typer.Option(help="A backend in place of the target's own: openvino, onnxruntime, tensorrt, tensorrt-rtx.")
 ]
 Tolerance = Annotated[float, typer.Option(help="How far ONNX may lie from torch, as a part of the output's range.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")]
@@ -144,6 +149,7 @@ def make(
         typer.Option(help="A recipe to build; may be repeated. \\[default: int8]", autocompletion=complete_recipe),
     ] = None,
     target: TargetName = "cpu",
+    backend: Backend = None,
     max_drop: Annotated[
         float | None,
         typer.Option(help="Points of top-1 (or agreement) that INT8 may lose: the costliest Linears stay in float; else fail."),
@@ -155,15 +161,18 @@ def make(
     tolerance: Tolerance = 1e-4,
     json_file: Json = None,
 ) -> None:
-    """Do everything: export, calibrate, quantize, build, measure. What is fresh is skipped."""
+    """Do everything: export, calibrate, quantize, build, measure. What is fresh is skipped. For another machine: a bundle."""
     from vitedge import pipeline
     from vitedge.bound import Bound, check_bound
 
     source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
     bound = Bound(max_drop, min_sqnr)
-    job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, seconds, bound)
+    job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, seconds, bound, backend)
     with contextlib.closing(Terminal()) as terminal:
         result = pipeline.make(job, terminal)
+    if result.report is None:
+        _print_delivery(result, json_file)
+        return
     _print_rows(result.rows, result.notes, json_file)
     for path in result.engines:
         out.print(f"engine: {short_path(path)}", markup=False, soft_wrap=True)
@@ -254,8 +263,11 @@ def quantize(
 
 @app.command(epilog="Example: [bold]vitedge build int8.onnx --target cpu[/]")
 def build(
-    onnx: Annotated[Path, typer.Argument(help="A float or INT8 ONNX file made by vitedge.", show_default=False)],
+    onnx: Annotated[
+        Path, typer.Argument(help="A float or INT8 ONNX file made by vitedge, or MODEL/VARIANT.onnx.", show_default=False)
+    ],
     target: TargetName = "cpu",
+    backend: Backend = None,
     images: Annotated[
         Path | None, typer.Option(help="Real images, to convert the graph to the float type that a GPU is fastest in.")
     ] = None,
@@ -267,8 +279,40 @@ def build(
 
     files = list_images(images) if images else []
     with contextlib.closing(Terminal()) as terminal:
-        folder = pipeline.build_step(onnx, load_target(target), output or find_root() / "engines", terminal, files)
+        folder = pipeline.build_step(
+            find_graph(onnx), load_target(target, backend), output or find_root() / "engines", terminal, files
+        )
     out.print(short_path(folder), markup=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: [bold]vitedge pack my-vit/fp32.onnx my-vit/int8.onnx --target orin-nano --images photos[/]")
+def pack(
+    graphs: Annotated[
+        list[Path],
+        typer.Argument(metavar="ONNX...", help="ONNX files made by vitedge, or MODEL/VARIANT.onnx.", show_default=False),
+    ],
+    target: TargetName,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Real images: up to 64 go along to measure on, and the graphs' float type is converted with them."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder or a .tar.gz. \\[default: bundles/MODEL-TARGET.tar.gz]")
+    ] = None,
+) -> None:
+    """Bundle all that another machine needs to build and measure the engines with one command."""
+    from vitedge import pipeline
+    from vitedge.images import list_images
+
+    chosen, files = load_target(target), list_images(images) if images else []
+    with contextlib.closing(Terminal()) as terminal:
+        found = [find_graph(graph) for graph in graphs]
+        if files:
+            found = [pipeline.precision_step(graph, chosen, files, terminal) for graph in found]
+        path = output or pipeline.bundle_path(find_root(), found[0], chosen)
+        pipeline.pack_step(found, chosen, path, terminal, files)
+    out.print(short_path(path), markup=False, soft_wrap=True)
+    _print_next(path)
 
 
 @app.command(epilog="Example: [bold]vitedge refit my-vit/int8 --onnx engines/my-vit/int8.fp16-0123456789ab.onnx[/]")
@@ -473,6 +517,25 @@ def _require_other(output: Path, *inputs: Path) -> None:
     for path in inputs:
         if output.exists() and path.exists() and output.samefile(path):
             raise VitEdgeError(f"{output} is an input of this command and would be overwritten", hint="give another --output")
+
+
+def _print_delivery(result: Result, json_file: Path | None) -> None:
+    """What was made for a machine that is not this one, where nothing could be measured."""
+    unwritten = [f"so {json_file} was not written"] if json_file else []
+    _print_notes([*result.notes, *unwritten])
+    for path in result.engines:
+        out.print(f"engine: {short_path(path)}", markup=False, soft_wrap=True)
+    if result.bundle:
+        out.print(f"bundle: {short_path(result.bundle)}", markup=False, soft_wrap=True)
+        _print_next(result.bundle)
+
+
+def _print_next(bundle: Path) -> None:
+    """What to do with a bundle."""
+    archive = bundle.name.endswith(".tar.gz")
+    name = bundle.name.removesuffix(".tar.gz")
+    unpack = f"tar xzf {bundle.name} && " if archive else ""
+    err.print(f"[dim]next:   copy it to the device, and there: {escape(f'{unpack}sh {name}/build.sh')}[/]", soft_wrap=True)
 
 
 def _print_rows(rows: Sequence[BenchRow], notes: Sequence[str], json_file: Path | None) -> None:

@@ -5,6 +5,7 @@ VitEdgeError              anything below; the command line prints `error:` and `
 ├─ ImageError             one image or frame cannot be decoded; streams skip it and count
 ├─ ModelError             a model or ONNX file cannot be exported, calibrated or quantized
 └─ EngineError            an engine directory cannot be built, opened or fed
+   ├─ AbsentDeviceError   only the device that will run the engine can build it, and it is not this machine
    └─ BuildError          a vendor's builder gave up; it has its log
 """
 
@@ -39,6 +40,10 @@ class ModelError(VitEdgeError):
 
 class EngineError(VitEdgeError):
     """An engine that cannot be built, opened or fed."""
+
+
+class AbsentDeviceError(EngineError):
+    """Only the device that will run the engine can build it, and it is not this machine."""
 
 
 class BuildError(EngineError):

@@ -1,6 +1,7 @@
 """A model and a folder of images in, engines and a report out: all verbs in order.
 
     export -> calibrate -> quantize -> build -> bench
+                                    -> pack            for a machine that is not this one
 
 Each step writes one artifact under a name that holds the hash of all it was made from, so a step whose artifact is there
 is fresh and skipped, and a run that was interrupted goes on where it stopped. Knows nothing of terminals: what happens
@@ -26,8 +27,9 @@ from vitedge.bench.costs import Analysis
 from vitedge.bench.environment import environment
 from vitedge.bench.report import write_report
 from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
-from vitedge.errors import MissingPackageError, VitEdgeError
+from vitedge.errors import AbsentDeviceError, MissingPackageError, VitEdgeError
 from vitedge.images import ImageFile, list_images, sample, stream
+from vitedge.pack import ARCHIVE, pack
 from vitedge.runtime.engine import open_engine
 from vitedge.specs import TOLERANCE, BenchRow, Recipe, ScaleTable, Target, to_dict
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
@@ -69,6 +71,7 @@ class Job:
     images: calibration images. judge: labelled or other images to measure accuracy on; the calibration images if None.
     recipes: one INT8 (or other) engine each, beside the FP32 one. seconds: how long each engine is timed.
     bound: where an INT8 engine misses it, its costliest Linears stay in float; whether it holds at last, `check_bound` says.
+    backend: in place of the target's own.
     """
 
     model: ModelSource
@@ -79,23 +82,31 @@ class Job:
     target: str = "cpu"
     seconds: float = 3.0
     bound: Bound = dataclasses.field(default_factory=Bound)
+    backend: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """The engines (FP32 first), their bench rows, the report, and what was noticed on the way."""
+    """The engines (FP32 first), their bench rows, the report, and what was noticed on the way.
+
+    For a machine that is not this one there are no rows and no report; where it builds for itself, a bundle and no engines.
+    """
 
     engines: tuple[Path, ...]
     rows: tuple[BenchRow, ...]
-    report: Path
+    report: Path | None
     notes: tuple[str, ...]
+    bundle: Path | None = None
 
 
 def make(job: Job, watcher: Watcher) -> Result:
     """Run every step that is not fresh, then measure all engines side by side."""
     recipes = [load_recipe(name) for name in job.recipes]
-    target = load_target(job.target)
-    load_backend(target.backend).version()  # unknown or not installed: said before any work is done
+    target = load_target(job.target, job.backend)
+    absent = _absent(target)  # unknown or not installed: said before any work is done
+    if absent and job.bound:
+        hint = "set min_sqnr_db in the recipe, which needs no engine; or find out with --target cpu what the bound takes"
+        raise VitEdgeError(f"--max-drop and --min-sqnr are held against engines, and {absent}", hint=hint)
     files = list_images(job.images)
     judged = list_images(job.judge) if job.judge else files
     engines = job.root / "engines"
@@ -103,6 +114,11 @@ def make(job: Job, watcher: Watcher) -> Result:
     model = export_step(job.model, files, engines, watcher)
     notes: list[str] = []
     quantized = [model, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
+    if absent:
+        notes.append(f"nothing was measured: {absent}")
+        return _deliver(
+            [precision_step(graph, target, files, watcher) for graph in quantized], target, job.root, judged, notes, watcher
+        )
     key = bound_key(judged, job.bound)
     graphs = [bounded_before(graph, key, watcher) for graph in quantized]
     folders = [build_step(graph, target, engines, watcher, files) for graph in graphs]
@@ -122,6 +138,42 @@ def make(job: Job, watcher: Watcher) -> Result:
     folder = (job.judge or job.images).resolve().name
     write_report(report, rows, {**environment(), "images": f"{folder}, {rows[0].images} images"})
     return Result(tuple(folders), tuple(rows), report, tuple(dict.fromkeys(notes)))  # each step reads the same images
+
+
+def _absent(target: Target) -> str:
+    """Why an engine for `target` cannot be measured here, as the rest of a sentence; "" where it can."""
+    backend = load_backend(target.backend)
+    try:
+        resolved = backend.resolve(target)
+    except AbsentDeviceError as error:
+        return str(error)
+    backend.version()
+    return "" if backend.runs_here(resolved) else f"here is no GPU that runs an engine for {backend.device(resolved)}"
+
+
+def _deliver(
+    graphs: Sequence[Path], target: Target, root: Path, judged: Sequence[ImageFile], notes: list[str], watcher: Watcher
+) -> Result:
+    """Engines for a GPU that is not here; where only that machine can build them, a bundle."""
+    try:
+        folders = [build_step(graph, target, root / "engines", watcher) for graph in graphs]
+        return Result(tuple(folders), (), None, tuple(dict.fromkeys(notes)))
+    except AbsentDeviceError:
+        bundle = pack_step(graphs, target, bundle_path(root, graphs[0], target), watcher, judged)
+        return Result((), (), None, tuple(dict.fromkeys(notes)), bundle)
+
+
+def bundle_path(root: Path, graph: Path, target: Target) -> Path:
+    """Where the bundle of a graph is written if nobody says where: bundles/MODEL-TARGET.tar.gz."""
+    return root / "bundles" / f"{read_source(graph).card.name}-{target.name}{ARCHIVE}"
+
+
+def pack_step(graphs: Sequence[Path], target: Target, output: Path, watcher: Watcher, files: Sequence[ImageFile] = ()) -> Path:
+    """The bundle of graphs whose float type is right (see `precision_step`), with some of the images in `files`."""
+    watcher.begin("pack")
+    bundle = pack(graphs, target, output, files)
+    watcher.end("pack", f"{short_path(output)}: {len(bundle.graphs)} graphs, {bundle.images} images, for {target.name}")
+    return output
 
 
 def export_step(source: ModelSource, files: Sequence[ImageFile], engines: Path, watcher: Watcher) -> Path:
@@ -318,6 +370,8 @@ def _version(package: str) -> str | None:
 
 def require_compiler() -> None:
     """Raise a MissingPackageError for the first package of the extra `compile` that is not installed."""
+    if importlib.util.find_spec("vitedge.compiler.export") is None:
+        raise VitEdgeError("this vitedge came in a bundle, without its compiler", hint="do this on the machine that packed it")
     for package in ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors"):
         if importlib.util.find_spec(package) is None:
             raise MissingPackageError(package, "compile")

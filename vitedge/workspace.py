@@ -7,6 +7,7 @@ are used.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import glob
 import hashlib
@@ -125,9 +126,10 @@ def load_recipe(name: str) -> Recipe:
     return _load(Recipe, name, find_root() / "calibration" / "recipes", BUILTIN_RECIPES)
 
 
-def load_target(name: str) -> Target:
-    """The target in the file `name`, or in engines/targets/<name>.toml, or the built-in "cpu"."""
-    return _load(Target, name, find_root() / "engines" / "targets", {"cpu": Target()})
+def load_target(name: str, backend: str | None = None) -> Target:
+    """The target in the file `name`, or in engines/targets/<name>.toml, or the built-in "cpu"; `backend` in place of its own."""
+    target = _load(Target, name, find_root() / "engines" / "targets", {"cpu": Target()})
+    return dataclasses.replace(target, backend=backend) if backend else target
 
 
 def read_toml(path: Path) -> dict[str, Any]:

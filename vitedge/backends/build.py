@@ -77,13 +77,21 @@ def prepare_build(onnx: Path, target: Target, engines: Path) -> Build:
 
     A precision that the graph or the device does not have is an EngineError: nothing is downgraded silently.
     """
-    source, backend = read_source(onnx), load_backend(target.backend)
+    read_source(onnx)  # what is no graph of ours is said first
+    backend = load_backend(target.backend)
     target, version = backend.resolve(target), backend.version()
-    _check_quantized(onnx, source)
-    digest, float_type = sha256(onnx), _float_type(onnx, source, target)
+    source, float_type = check_graph(onnx, target)
+    digest = sha256(onnx)
     key = content_key(digest, to_dict(dataclasses.replace(target, peaks=None)), version, float_type)
     folder = engines / source.card.name / f"{source.variant}-{key}"
     return Build(onnx, digest, source, target, backend, version, float_type, folder)
+
+
+def check_graph(onnx: Path, target: Target) -> tuple[Source, FloatType]:
+    """What an ONNX file is, and the float type that its engine for `target` computes in; EngineError where they do not fit."""
+    source = read_source(onnx)
+    _check_quantized(onnx, source)
+    return source, _float_type(onnx, source, target)
 
 
 def build_engine(onnx: Path, target: Target, engines: Path) -> Path:

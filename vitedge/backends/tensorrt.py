@@ -18,11 +18,12 @@ from typing import Any
 from vitedge.backends import Progress, cuda, this_platform
 from vitedge.backends.tensorrt_log import failure, hint_for, make_log, make_monitor, sentence
 from vitedge.backends.tensorrt_session import TensorRtSession, deserialize
-from vitedge.errors import BuildError, EngineError, MissingPackageError, VitEdgeError, import_package
+from vitedge.errors import AbsentDeviceError, BuildError, EngineError, MissingPackageError, VitEdgeError, import_package
 from vitedge.specs import FloatType, Manifest, ModelCard, Target
 from vitedge.workspace import cache_folder, write_file
 
 MIB = 2**20
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # that TensorRT-RTX builds for where there is no such GPU
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,9 +123,9 @@ class TensorRT:
                 )
         elif gpu is None or gpu.capability != capability:
             here = f"here is {gpu.name} ({gpu.capability})" if gpu else "here is no NVIDIA GPU"
-            raise EngineError(
+            raise AbsentDeviceError(
                 f"a TensorRT engine for {target.name} is built on a GPU of compute capability {capability}, but {here}",
-                hint=f"take what it needs there: vitedge pack ONNX --target {target.name}",
+                hint=_hint_elsewhere(target.name, capability),
             )
         return resolved
 
@@ -297,6 +298,14 @@ def _save_cache(config: Any, path: Path, log: Any) -> None:
 
 def _misfit(what: str) -> EngineError:
     return EngineError(what, hint="a TensorRT plan fits one release on one kind of GPU; build the engine again here")
+
+
+def _hint_elsewhere(name: str, capability: str) -> str:
+    """What can be done here for a GPU that is not here."""
+    packed = f"`vitedge pack ONNX --target {name}` makes a bundle, which `sh build.sh` builds on that machine"
+    if capability not in RTX_CAPABILITIES:
+        return packed
+    return f"{packed}; or build for TensorRT-RTX, here: vitedge build ONNX --target {name} --backend tensorrt-rtx"
 
 
 def _fits(capability: str, target: Target) -> bool:
