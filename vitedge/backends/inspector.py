@@ -1,6 +1,7 @@
 """What TensorRT's engine inspector says of an engine, and its profiler's times, into layers.
 
     IEngineInspector.get_engine_information(JSON), {layer name: ms}  ->  (Layer, ...)
+    an open session that profiles and inspects itself                ->  Profile
 
 Reads the form of TensorRT 8 to 10 and that of 11, which differ in how they list the engine's inputs and outputs ("Bindings"
 became "I/O Tensors") and in "Format/Datatype", which became two keys. Of an engine built without
@@ -15,10 +16,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from vitedge.backends.layers import ACTIVATIONS, MOVING, QDQ, Kind, Layer, operator
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge.backends.layers import ACTIVATIONS, MOVING, QDQ, Kind, Layer, Profile, operator
 from vitedge.errors import EngineError
 
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]")
@@ -42,9 +47,48 @@ NORMS = ("LayerNormalization", "RMSNormalization", "InstanceNormalization")
 UNNAMED = re.compile(r"__my|Reformat|\{|^\(")  # names that TensorRT makes up itself
 
 
-def parse(text: str, times: Mapping[str, float]) -> tuple[Layer, ...]:
-    """The layers in the order they run, with their milliseconds of `times`; 0 for those that the profiler does not report.
+CALLS = 10  # at least, with the profiler and without
+WARMUP = 3
 
+
+class Inspectable(Protocol):
+    """A session that tells what it is made of: `TensorRtSession`."""
+
+    input: NDArray[Any]
+
+    def run(self, count: int) -> NDArray[np.float32]: ...
+    def profile(self, count: int, calls: int) -> Mapping[str, list[float]]: ...
+    def inspect(self) -> str: ...
+
+
+def measure(session: Inspectable, rows: NDArray[Any], seconds: float) -> Profile:
+    """Time the layers of a session on `rows`, after calls without a profiler for half of `seconds`.
+
+    A call is what `run` does: the way of the input to the GPU and of the output back are "between" the layers.
+    """
+    count = len(rows)
+    session.input[:count] = rows
+    for _ in range(WARMUP):
+        session.run(count)
+    plain_ms: list[float] = []
+    end = time.perf_counter() + seconds / 2
+    while len(plain_ms) < CALLS or time.perf_counter() < end:
+        start = time.perf_counter_ns()
+        session.run(count)
+        plain_ms.append((time.perf_counter_ns() - start) / 1e6)
+    session.profile(count, WARMUP)
+    calls = len(plain_ms)
+    start = time.perf_counter_ns()
+    times = session.profile(count, calls)
+    profiled_ms = (time.perf_counter_ns() - start) / 1e6 / calls
+    layers = parse(session.inspect(), {name: sum(taken) / calls for name, taken in times.items()})
+    return Profile(layers, profiled_ms, float(np.mean(plain_ms)), calls)
+
+
+def parse(text: str, times: Mapping[str, float]) -> tuple[Layer, ...]:
+    """The layers in the order they run, out of what `get_engine_information` gives as JSON.
+
+    times: milliseconds by the name of a layer; it is 0 for a layer that the profiler does not report.
     Whether the graph quantizes a Linear is read off the DequantizeLinear of its weight among the ONNX nodes, and off the
     layer itself being INT8. Times of a name that the inspector does not have come last, as layers of an unknown kind.
     Raises EngineError where `text` is not what an inspector writes, or where no time belongs to any of the layers.

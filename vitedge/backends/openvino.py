@@ -27,7 +27,7 @@ PACKAGE, EXTRA = "openvino", "cpu"
 PLAN = ("model.xml", "model.bin")
 TYPED = False
 PRECISION = {"fp32": "f32", "bf16": "bf16"}
-OURS = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}  # their names of types; others are called alike
+TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}  # their names for them, and ours
 INTEGERS = ("i8", "u8", "i4", "u4")  # that weights are stored in where the graph quantizes them
 CONVOLUTIONS = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData")
 KINDS: dict[str, Kind] = {  # of layers that are what their type says, whatever they were made from
@@ -174,12 +174,13 @@ class _Graph:
             ops = self._made_from([name, *info.get("originalLayersNames", "").split(",")])
             weighted = [op for op in ops if self._is_weighted(op)]
             origins = tuple(dict.fromkeys(filter(None, map(self._onnx_name, ops))))
-            precision = info.get("runtimePrecision") or report.exec_type.rpartition("_")[2]
+            kernel = report.exec_type.rpartition("_")[2]  # of a Linear with weights alone in INT8, runtimePrecision says i8
+            precision = kernel if kernel in TYPES else info.get("runtimePrecision", "unknown")
             yield Layer(
                 name=name,
                 type=type_name,
                 kind=_kind(type_name, [op.get_type_name() for op in ops], origins),
-                precision=OURS.get(precision, precision),
+                precision=TYPES.get(precision, precision),
                 ms=ms,
                 origins=origins,
                 linears=tuple(map(self._onnx_name, weighted)),

@@ -156,7 +156,9 @@ def place(layers: Sequence[Layer]) -> tuple[Placed, ...]:
     blocks = _blocks(layers)
     inside = [_block(layer, blocks) for layer in layers]
     known = [index for index, block in enumerate(inside) if block]
-    first, last = (known[0], known[-1]) if known else (len(layers), len(layers))
+    if not known:  # there is no attention to go by
+        return tuple(Placed(layer, "model", "norm" if layer.kind == "norm" else "other") for layer in layers)
+    first, last = known[0], known[-1]
     behind = [layer for layer in layers[last + 1 :] if layer.kind in WEIGHTED]
     end = "decoder" if len(behind) > 1 else "head"
     for index in range(len(layers)):
@@ -218,16 +220,19 @@ def _findings(placed: Sequence[Placed], profile: Profile) -> Iterable[str]:
     layers = [entry.layer for entry in placed]
     tell = _Teller(profile)
     yield from _linears(layers, tell)
-    yield from _wasted(layers, tell)
+    blind = [layer for layer in layers if layer.precision == "unknown"]
+    if blind:
+        yield f"Of {_count(blind, 'layer')} the backend does not tell in what they run: {tell(blind)}. Build the engine again."
+    yield from _wasted(layers)
     yield from _lonely(placed, tell)
     yield from _attention(placed, tell)
     moves = [layer for layer in layers if layer.kind == "reformat"]
     if moves:
-        yield f"{_count(moves, 'layer')} only change a type or a layout: {tell(moves)}."
+        yield f"{_count(moves, 'layer')} only {_verb(moves, 'changes', 'change')} a type or a layout: {tell(moves)}."
     rest = [layer for layer in layers if layer.kind != "linear"]
     if profile.between_ms > 0.1 * profile.profiled_ms:
         ms = profile.between_ms
-        yield f"Between its layers the engine spends {tell.ms(ms)}: they are short, and starting them costs as much as some take."
+        yield f"Between its layers the engine spends {tell.ms(ms)}: on starting them, or waiting for a processor that others use."
     yield (
         f"All but the Linears takes {tell.ms(sum(layer.ms for layer in rest) + profile.between_ms)}: "
         "what would be left if the Linears took no time at all."
@@ -260,17 +265,18 @@ def _linears(layers: Sequence[Layer], tell: _Teller) -> Iterable[str]:
         yield f"{what} Linears that the graph quantizes run in INT8: {tell(integer)}."
     if refused:
         yield (
-            f"{_count(refused, 'Linear')} that the graph quantizes run in {precisions(refused)}: {_names(refused)}; "
-            f"{tell(refused)}. The backend has no INT8 kernel for them, or what they read is not quantized."
+            f"{_count(refused, 'Linear')} that the graph quantizes {_verb(refused, 'runs', 'run')} in {precisions(refused)}: "
+            f"{_names(refused)}; {tell(refused)}. The backend has no INT8 kernel for them, or what they read is not quantized."
         )
     for kind, plural in (("linear", "Linear"), ("convolution", "convolution")):
         free = [layer for layer in weighted if not layer.quantized and layer.kind == kind]
         if free:
             count = _count(free, plural)
-            yield f"{count} run in {precisions(free)} because the graph leaves them so: {_names(free)}; {tell(free)}."
+            verb, them = _verb(free, "runs", "run"), _verb(free, "it", "them")
+            yield f"{count} {verb} in {precisions(free)} because the graph leaves {them} so: {_names(free)}; {tell(free)}."
 
 
-def _wasted(layers: Sequence[Layer], tell: _Teller) -> Iterable[str]:
+def _wasted(layers: Sequence[Layer]) -> Iterable[str]:
     """Q/DQ pairs whose integers no integer kernel reads."""
     readers: dict[str, list[Layer]] = defaultdict(list)
     for layer in layers:
@@ -326,14 +332,17 @@ def _attention(placed: Sequence[Placed], tell: _Teller) -> Iterable[str]:
 
 
 def title(layer: Layer) -> str:
-    """A short name for a layer by what it was made from: its Linears, or its modules and operators."""
+    """A short name by what a layer was made from: its Linears, or its last node, how many more, and whether it quantizes."""
     if layer.linears:
         return " + ".join(layer.linears)
     if layer.kind == "attention":
         core = next((node for node in layer.origins if operator(node) in ("Softmax", "Attention")), "")
         return module(core) if core else layer.name
-    nodes = layer.origins
-    return " + ".join((nodes[-2], nodes[-1].rpartition("/")[2]) if len(nodes) > 1 else nodes) or layer.name
+    nodes = [node for node in layer.origins if operator(node) not in QDQ] or list(layer.origins)
+    if not nodes:
+        return layer.name
+    quantized = " +Q" if len(nodes) < len(layer.origins) and "QuantizeLinear" in map(operator, layer.origins) else ""
+    return f"{nodes[-1]}{f' +{len(nodes) - 1}' if len(nodes) > 1 else ''}{quantized}"
 
 
 def _names(layers: Sequence[Layer]) -> str:
