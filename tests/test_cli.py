@@ -27,8 +27,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
 COMMANDS = (
-    "make", "export", "calibrate", "quantize", "build", "pack", "refit", "run", "bench", "verify", "sensitivity",
-    "doctor", "init", "models"
+    "make", "export", "calibrate", "quantize", "build", "pack", "refit", "run", "bench", "estimate", "sensitivity", "verify",
+    "explain", "doctor", "init", "models",
 )  # fmt: skip
 VITEDGE = "import sys; from vitedge.cli import main; sys.argv[0] = 'vitedge'; main()"
 TINY = '''
@@ -416,6 +416,35 @@ def test_verify_says_which_linears_it_could_not_compare(made: Made, vitedge: Vit
     said = vitedge("verify", tmp_path / "int8.onnx", "--against", made.graphs["fp32"], "--images", made.images, "--limit", 1)
     assert said.code == 0 and len(said.out.splitlines()) == 19
     assert f"note: 1 of 18 Linears has no counterpart of the same name in both graphs: {find_layers(model)[3].name}" in said.err
+
+
+def test_explain_shows_where_the_time_of_an_engine_goes(made: Made, vitedge: Vitedge, tmp_path: Path) -> None:
+    said = vitedge("explain", made.engines["openvino", "int8"], "--seconds", 0, "--all", "--json", tmp_path / "found.json")
+    assert said.code == 0, said.err
+    for name in (
+        "blocks.0.attention.qkv",
+        "blocks.3.mlp.2",
+        "between layers",
+        "All 18 Linears that the graph quantizes run in INT8",
+    ):
+        assert name in said.out
+    (found,) = json.loads((tmp_path / "found.json").read_text())["engines"]
+    total = sum(entry["layer"]["ms"] for entry in found["layers"]) + found["between_ms"]
+    assert total == pytest.approx(found["profiled_ms"]) and all(sentence in said.out for sentence in found["findings"])
+
+
+def test_explain_sets_two_engines_side_by_side(made: Made, vitedge: Vitedge) -> None:
+    said = vitedge("explain", *(made.engines["openvino", variant] for variant in ("fp32", "int8")), "--batch", 2, "--seconds", 0)
+    assert said.code == 0, said.err
+    assert re.search(r"int8 is \d+\.\d times (faster|slower) than fp32 .* of int8's time is not in Linears\.", said.out)
+    assert re.search(r"^fc1 +\d.* fp32 +int8", said.out, re.MULTILINE) and "batch 2" in said.out
+
+
+def test_explain_says_what_it_cannot_do(made: Made, vitedge: Vitedge) -> None:
+    said = vitedge("explain", made.engines["onnxruntime", "int8"])
+    assert said.code == 1 and "is an engine of the reference" in said.err and "hint:" in said.err
+    said = vitedge("explain", made.engines["openvino", "int8"], "--batch", 17)
+    assert said.code == 1 and "was built for 1 to 16 images at once, not 17" in said.err
 
 
 def test_models_lists_the_ways_to_name_one(vitedge: Vitedge) -> None:

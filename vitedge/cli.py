@@ -446,6 +446,38 @@ def verify(
         check_sqnr(found, min_sqnr)
 
 
+@app.command(epilog="Example: [bold]vitedge explain my-vit/fp32 my-vit/int8[/]")
+def explain(
+    engine: Engine,
+    other: Annotated[
+        Path | None,
+        typer.Argument(
+            help="An engine to set beside it, e.g. INT8 beside FP32.", show_default=False, autocompletion=complete_engine
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="The batch size to look at. \\[default: what it was built for]", show_default=False)
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="How long each engine is timed.")] = 6.0,
+    every: Annotated[bool, typer.Option("--all", help="Show every layer, or of two engines every block.")] = False,
+    json_file: Json = None,
+) -> None:
+    """Show what an engine's time goes to, layer by layer, and what keeps INT8 from being faster."""
+    from vitedge.bench import breakdown
+    from vitedge.bench.environment import environment
+    from vitedge.bench.explain import explain as examine
+
+    folders = [find_engine(path) for path in (engine, other) if path]
+    with contextlib.closing(Terminal()) as terminal:
+        terminal.begin("explain")
+        found = examine(folders, batch, seconds, terminal.progress)
+        terminal.end("explain", " and ".join(one.name for one in found))
+    for shown in breakdown.tables(found, every):
+        out.print(shown, soft_wrap=isinstance(shown, str), markup=False)
+    if json_file:
+        write_json(json_file, {"environment": environment(), "engines": [to_dict(one) for one in found]})
+
+
 @app.command()
 def doctor() -> None:
     """Build and run a small INT8 model with every backend, and say what to do where that fails."""

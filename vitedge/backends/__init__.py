@@ -13,6 +13,7 @@ A backend is a module in this folder, or an object in one, and one line in BACKE
     build(onnx, target, float_type, folder, progress) -> str    write the plan's files into `folder`; the vendor's log
     check(manifest) -> None       EngineError where a plan does not fit this machine
     open(folder, card, target, float_type) -> Session
+    layers(folder, card, target, float_type, rows, seconds) -> Profile    what runs in one call on `rows`, and how long
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from vitedge.backends.layers import Profile
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.specs import FloatType, Manifest, ModelCard, Target
 
@@ -70,6 +72,9 @@ class BackendModule(Protocol):
     def build(self, onnx: Path, target: Target, float_type: FloatType, folder: Path, progress: Progress) -> str: ...
     def check(self, manifest: Manifest) -> None: ...
     def open(self, folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> Session: ...
+    def layers(
+        self, folder: Path, card: ModelCard, target: Target, float_type: FloatType, rows: NDArray[Any], seconds: float
+    ) -> Profile: ...
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.backends import Progress, refuse_newer
+from vitedge.backends.layers import Profile
 from vitedge.errors import EngineError, first_line, import_package
 from vitedge.preprocess import input_dtype, input_shape
 from vitedge.specs import FloatType, Manifest, ModelCard, Target
@@ -73,6 +74,14 @@ def open(folder: Path, card: ModelCard, target: Target, float_type: FloatType) -
         given = f"{entry.type}{entry.shape[1:]}"
         raise EngineError(f"{folder} takes {given} but its manifest says {dtype}{shape}", hint="build the engine again")
     return OnnxRuntimeSession(session, card, target)
+
+
+def layers(folder: Path, card: ModelCard, target: Target, float_type: FloatType, rows: NDArray[Any], seconds: float) -> Profile:
+    """There is nothing to explain: what makes this the reference is that it fuses next to nothing."""
+    raise EngineError(
+        f"{folder} is an engine of the reference, which computes every node of the graph as it stands and is not timed by layer",
+        hint="explain an engine of a backend that is meant to be fast: vitedge build the same ONNX file --target cpu",
+    )
 
 
 class OnnxRuntimeSession:

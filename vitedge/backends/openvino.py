@@ -8,6 +8,9 @@ float type that is asked for here, never in one that OpenVINO chooses.
 from __future__ import annotations
 
 import errno
+import re
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.backends import Progress, refuse_newer
+from vitedge.backends.layers import ACTIVATIONS, QDQ, Kind, Layer, Profile, operator
 from vitedge.errors import EngineError, import_package
 from vitedge.preprocess import input_dtype, input_shape
 from vitedge.specs import FloatType, Manifest, ModelCard, Target
@@ -23,6 +27,21 @@ PACKAGE, EXTRA = "openvino", "cpu"
 PLAN = ("model.xml", "model.bin")
 TYPED = False
 PRECISION = {"fp32": "f32", "bf16": "bf16"}
+TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}  # their names for them, and ours
+INTEGERS = ("i8", "u8", "i4", "u4")  # that weights are stored in where the graph quantizes them
+CONVOLUTIONS = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData")
+KINDS: dict[str, Kind] = {  # of layers that are what their type says, whatever they were made from
+    "MatMul": "product",
+    "Softmax": "softmax",
+    "MVN": "norm",
+    "Convert": "reformat",
+    "Reorder": "reformat",
+    "Reshape": "reformat",
+    "Transpose": "reformat",
+}
+NO_KERNEL = ("undef", "unknown")  # what kernels are called of layers that were fused away, or move nothing
+WARMUP = 3  # calls that allocate and fill caches, not counted
+CALLS = 10  # that are counted, at least
 
 
 def version() -> str:
@@ -83,6 +102,148 @@ def open(folder: Path, card: ModelCard, target: Target, float_type: FloatType) -
         raise EngineError(f"OpenVINO cannot open {folder}: {_reason(error)}", hint="build the engine again") from error
 
 
+def layers(folder: Path, card: ModelCard, target: Target, float_type: FloatType, rows: NDArray[Any], seconds: float) -> Profile:
+    """Time every layer on `rows`, the input of one call, compiled as a session compiles it for that batch.
+
+    Half of `seconds` goes to calls that are profiled, and a quarter before and behind them to others. OpenVINO counts in whole
+    microseconds, so that of each layer half of one is lost on average, and calls a layer that takes less "not run".
+    """
+    openvino = _openvino()
+    model = openvino.Core().read_model(folder / PLAN[0])
+    rows = np.ascontiguousarray(rows)  # of which the requests keep no copy
+    batch = len(rows) if len(rows) == target.batch[1] else None
+    compiled = [_compile(model, target, float_type, batch, profiled) for profiled in (False, True)]
+    plain, watched = (one.create_infer_request() for one in compiled)
+    for request in (plain, watched):
+        request.set_input_tensor(openvino.Tensor(rows, shared_memory=True))
+        _calls(request, 0, WARMUP)
+    before = _total_ms(watched, WARMUP)
+    plain_ms = _calls(plain, seconds / 4, CALLS // 2)
+    watched_ms = _calls(watched, seconds / 2, CALLS)
+    plain_ms += _calls(plain, seconds / 4, CALLS // 2)
+    times = np.maximum(_total_ms(watched, WARMUP + len(watched_ms)) - before, 0) / len(watched_ms)
+    reports = watched.get_profiling_info()
+    ran = {
+        report.node_name: (report, float(ms))
+        for report, ms in zip(reports, times, strict=True)
+        if report.status == report.Status.EXECUTED or not report.exec_type.startswith(NO_KERNEL)
+    }
+    return Profile(
+        layers=tuple(_Graph(model, compiled[1].get_runtime_model()).layers(ran)),
+        profiled_ms=float(np.mean(watched_ms)),
+        plain_ms=float(np.mean(plain_ms)),
+        calls=len(watched_ms),
+    )
+
+
+def _calls(request: Any, seconds: float, least: int) -> list[float]:
+    """The milliseconds of each call of so many seconds, and of so many calls at least."""
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(taken) < least or time.perf_counter() < end:
+        start = time.perf_counter_ns()
+        request.infer()
+        taken.append((time.perf_counter_ns() - start) / 1e6)
+    return taken
+
+
+def _total_ms(request: Any, calls: int) -> NDArray[np.float64]:
+    """What each layer took in all calls of a request so far, float64[layers] in ms: OpenVINO reports the mean since the first."""
+    return np.array([report.real_time.total_seconds() for report in request.get_profiling_info()]) * 1000 * calls
+
+
+class _Graph:
+    """Finds what each layer that runs was made from in the plan.
+
+    OpenVINO names the last operations that went into a layer; the others that did are those before them which no layer names.
+    """
+
+    def __init__(self, plan: Any, runtime: Any) -> None:
+        self._ops = {op.get_friendly_name(): op for op in plan.get_ordered_ops()}
+        self._constant: dict[str, bool] = {}
+        for name, op in self._ops.items():
+            before = [_name(port) for port in op.input_values()]
+            self._constant[name] = op.get_type_name() == "Constant" or (bool(before) and all(self._constant[b] for b in before))
+        infos = {op.get_friendly_name(): {k: v.astype(str) for k, v in op.get_rt_info().items()} for op in runtime.get_ops()}
+        self._infos = infos
+        self._named = {name for info in infos.values() for name in info["originalLayersNames"].split(",")}
+
+    def layers(self, ran: Mapping[str, tuple[Any, float]]) -> Iterable[Layer]:
+        """The layers that ran, given what was reported of each and its time in milliseconds."""
+        for name, (report, ms) in ran.items():
+            info = self._infos.get(name, {})
+            type_name = info.get("layerType", report.node_type)
+            ops = self._made_from([name, *info.get("originalLayersNames", "").split(",")])
+            weighted = [op for op in ops if self._is_weighted(op)]
+            origins = tuple(dict.fromkeys(filter(None, map(self._onnx_name, ops))))
+            kernel = report.exec_type.rpartition("_")[2]  # of a Linear with weights alone in INT8, runtimePrecision says i8
+            precision = kernel if kernel in TYPES else info.get("runtimePrecision", "unknown")
+            yield Layer(
+                name=name,
+                type=type_name,
+                kind=_kind(type_name, [op.get_type_name() for op in ops], origins),
+                precision=TYPES.get(precision, precision),
+                ms=ms,
+                origins=origins,
+                linears=tuple(map(self._onnx_name, weighted)),
+                quantized=bool(weighted) and all(self._weight_type(op) in INTEGERS for op in weighted),
+            )
+
+    def _made_from(self, names: Iterable[str]) -> list[Any]:
+        """The operations of these names, and those before them that no layer names, in the order of the flow."""
+        found = {name: self._ops[name] for name in names if name in self._ops}
+        waiting = list(found.values())
+        while waiting:
+            for port in waiting.pop().input_values():
+                name = _name(port)
+                if name not in found and name not in self._named:
+                    found[name] = self._ops[name]
+                    waiting.append(found[name])
+        return [op for name, op in self._ops.items() if name in found and op.get_type_name() != "Constant"]
+
+    def _is_weighted(self, op: Any) -> bool:
+        product = op.get_type_name() == "MatMul" or op.get_type_name() in CONVOLUTIONS
+        return product and self._constant[_name(op.input_value(1))]
+
+    def _weight_type(self, op: Any) -> str:
+        """The type that the weight of a Linear or convolution is stored in."""
+        source = op.input_value(1).get_node()
+        while source.get_type_name() != "Constant":
+            source = source.input_value(0).get_node()
+        return str(source.get_output_element_type(0).get_type_name())
+
+    def _onnx_name(self, op: Any) -> str:
+        """The ONNX node that an operation belongs to: of several made from one node, only the last has its name."""
+        while re.fullmatch(rf"{op.get_type_name()}_\d+", op.get_friendly_name()):
+            readers = [port.get_node() for output in op.outputs() for port in output.get_target_inputs()]
+            if not readers:
+                return ""
+            op = readers[0]
+        return "" if op.get_type_name() == "Result" else str(op.get_friendly_name().removesuffix("/WithoutBiases"))
+
+
+def _name(port: Any) -> str:
+    return str(port.get_node().get_friendly_name())
+
+
+def _kind(layer: str, operations: list[str], origins: tuple[str, ...]) -> Kind:
+    """What a layer of this type does, made from operations of these types and from these ONNX nodes."""
+    if layer == "FullyConnected":
+        return "linear"
+    if layer in ("Convolution", "Deconvolution"):
+        return "convolution"
+    if layer == "ScaledDotProductAttention" or {"MatMul", "Softmax"} <= set(operations):
+        return "attention"
+    operators = {operator(node) for node in origins} - set(QDQ)
+    if (layer == "FakeQuantize" and not origins) or (origins and not operators):
+        return "quantize"
+    if operators == {"LayerNormalization"}:
+        return "norm"
+    if layer in KINDS:
+        return KINDS[layer]
+    return "activation" if operators and operators <= set(ACTIVATIONS) else "other"
+
+
 class OpenVinoSession:
     """A plan compiled for this processor: at its best batch with static shapes, at others with a dynamic one.
 
@@ -123,14 +284,18 @@ class OpenVinoSession:
         return request
 
 
-def _compile(model: Any, target: Target, float_type: FloatType, batch: int | None) -> Any:
-    """Compile for a fixed batch, or for all batches of the target where `batch` is None."""
+def _compile(model: Any, target: Target, float_type: FloatType, batch: int | None, profiled: bool = False) -> Any:
+    """Compile for a fixed batch, or for all batches of the target where `batch` is None; `profiled` to time each layer."""
     openvino = _openvino()
     model = model.clone()
     shape = model.inputs[0].partial_shape
     shape[0] = openvino.Dimension(target.batch[0], target.batch[2]) if batch is None else batch
     model.reshape(shape)
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISION[float_type]}
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": PRECISION[float_type],
+        "PERF_COUNT": "YES" if profiled else "NO",
+    }
     if target.threads:
         config["INFERENCE_NUM_THREADS"] = str(target.threads)
     return openvino.Core().compile_model(model, "CPU", config)

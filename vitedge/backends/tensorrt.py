@@ -15,7 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from vitedge.backends import Progress, cuda, this_platform
+from vitedge.backends.inspector import measure
+from vitedge.backends.layers import Profile
 from vitedge.backends.tensorrt_log import failure, hint_for, make_log, make_monitor, sentence
 from vitedge.backends.tensorrt_session import TensorRtSession, deserialize
 from vitedge.errors import AbsentDeviceError, BuildError, EngineError, MissingPackageError, VitEdgeError, import_package
@@ -216,6 +220,16 @@ class TensorRT:
         with cuda.Device():
             engine = deserialize(trt, folder / self.PLAN[0], log, target)
         return TensorRtSession(trt, engine, log, card, target)
+
+    def layers(
+        self, folder: Path, card: ModelCard, target: Target, float_type: FloatType, rows: NDArray[Any], seconds: float
+    ) -> Profile:
+        """Time every layer on `rows`, the input of one call."""
+        session = self.open(folder, card, target, float_type)
+        try:
+            return measure(session, rows, seconds)
+        finally:
+            session.close()
 
     def _trt(self) -> Any:
         """The Python module; a MissingPackageError where there is none."""
