@@ -6,21 +6,20 @@ do the work behind them (see tests/bindings/relay.cpp), so the plans are TensorR
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 from tests.bindings.loader import RELEASES, Bindings, Unavailable, fetch
-from tests.engines import Made
+from tests.engines import ROOT, Made
 from vitedge.compiler import graph
 from vitedge.compiler.precision import to_half
 from vitedge.specs import Target, to_dict
 
+DOCTOR = ROOT / "vitedge" / "doctor.onnx"  # which builds in no time
 TARGET = Target(name="board", backend="tensorrt", capability="8.6", batch=(1, 2, 4), workspace_mib=512)
 pytestmark = pytest.mark.parametrize("release", RELEASES)
 
@@ -45,18 +44,151 @@ def graphs(made: Made, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return {"fp32": made.graphs["int8"], "fp16": half}
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a build, see tests/bindings/build.py. calls: (Class.member, its first argument), in order."""
+
+    version: str
+    plan: int | None
+    error: str | None
+    hint: str | None
+    log: str
+    progress: list[tuple[str, float]]
+    calls: list[tuple[str, int]]
+
+    def values(self, member: str) -> list[int]:
+        """What a member was called with, each time."""
+        return [value for called, value in self.calls if called == member]
+
+
 class Builds:
-    """Builds with the bindings of a release, each in a process of its own with a timing cache of its own."""
+    """Builds with the bindings of a release, in a process of their own."""
 
     def __init__(self, bindings: Bindings, folder: Path) -> None:
         self.bindings, self.folder = bindings, folder
 
-    def __call__(self, release: str, *graphs: Path, target: Target = TARGET, **environment: str) -> list[dict[str, Any]]:
-        """The outcome of each build, see tests/bindings/build.py."""
-        folder = self.folder / f"{len(list(self.folder.iterdir()))}"
+    def __call__(self, release: str, *graphs: Path, target: Target = TARGET, **environment: str) -> list[Outcome]:
+        """One outcome a graph."""
+        folder = self.folder / str(len(list(self.folder.iterdir())))
         arguments = (folder, json.dumps(to_dict(target)), *graphs)
-        cached = {"XDG_CACHE_HOME": str(self.folder)} | environment
-        done = self.bindings.run(release, "-m", "tests.bindings.build", *arguments, **cached)
+        environment = {"XDG_CACHE_HOME": str(folder)} | environment
+        done = self.bindings.run(release, "-m", "tests.bindings.build", *arguments, **environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        outcomes: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+        names = self.bindings.names(release)
+        outcomes = []
+        for outcome in json.loads(done.stdout.splitlines()[-1]):
+            outcome["calls"] = [(names[kind, function], value) for kind, function, value in outcome["calls"]]
+            outcomes.append(Outcome(**outcome))
         return outcomes
+
+    def number(self, release: str, member: str) -> int:
+        """The number of a member of an enumeration: "BuilderFlag.REFIT"."""
+        enumeration, _, name = member.partition(".")
+        return self.bindings.probed(release).numbers[enumeration][name]
+
+
+@pytest.fixture(scope="module")
+def builds(bindings: Bindings, tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    return Builds(bindings, tmp_path_factory.mktemp("builds"))
+
+
+def test_a_graph_is_parsed_and_built(release: str, graphs: dict[str, Path], builds: Builds) -> None:
+    typed = 1 << builds.number(release, "NetworkDefinitionCreationFlag.STRONGLY_TYPED")
+    for outcome in builds(release, *graphs.values()):
+        assert (outcome.version, outcome.error) == (release, None), outcome.log
+        assert outcome.plan and outcome.plan > 100_000
+        assert "Engine generation completed" in outcome.log
+        assert outcome.values("Builder.create_network") == [typed]
+        phases, fractions = zip(*outcome.progress, strict=True)
+        assert len(set(phases)) > 5 and list(fractions) == sorted(fractions)
+        assert 0 <= fractions[0] < 0.2 and 0.8 < fractions[-1] <= 1
+
+
+def test_what_a_target_asks_for_reaches_the_builder(release: str, graphs: dict[str, Path], builds: Builds) -> None:
+    wide = dataclasses.replace(
+        TARGET, workspace_mib=64, optimization_level=1, hardware="ampere-plus", version_compatible=True, refit=True
+    )
+    (outcome,) = builds(release, graphs["fp32"], target=wide, STOP="1")
+    flags = [builds.number(release, f"BuilderFlag.{name}") for name in ("VERSION_COMPATIBLE", "REFIT")]
+    assert outcome.values("IBuilderConfig.set_flag") == flags
+    assert outcome.values("IBuilderConfig.clear_flag") == [builds.number(release, "BuilderFlag.TF32")]
+    assert outcome.values("IBuilderConfig.builder_optimization_level=") == [1]
+    assert outcome.values("IBuilderConfig.set_memory_pool_limit") == [builds.number(release, "MemoryPoolType.WORKSPACE")]
+    level = builds.number(release, "HardwareCompatibilityLevel.AMPERE_PLUS")
+    assert outcome.values("IBuilderConfig.hardware_compatibility_level=") == [level]
+
+
+def test_engines_for_all_gpus_of_one_capability_came_with_10_9(release: str, graphs: dict[str, Path], builds: Builds) -> None:
+    (outcome,) = builds(release, graphs["fp32"], target=dataclasses.replace(TARGET, hardware="same-capability"), STOP="1")
+    if release == "10.3.0":
+        assert (outcome.error, outcome.hint) == (
+            'TensorRT 10.3.0 does not know hardware = "same-capability"', "it came with 10.9"
+        )  # fmt: skip
+    else:
+        level = builds.number(release, "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY")
+        assert outcome.values("IBuilderConfig.hardware_compatibility_level=") == [level]
+
+
+def test_what_tensorrt_does_not_take_is_told_in_a_sentence(
+    release: str, graphs: dict[str, Path], builds: Builds, tmp_path: Path
+) -> None:
+    broken = (tmp_path / "operator.onnx", tmp_path / "zero_point.onnx", tmp_path / "noise.onnx")
+    model = graph.load(graphs["fp32"])
+    gelu = next(node for node in model.graph.node if node.op_type == "Gelu")
+    gelu.op_type = "Gruel"
+    broken[0].write_bytes(model.SerializeToString())
+    model = graph.load(graphs["fp32"])
+    quantizer = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    graph.put_constant(model, quantizer.input[2], np.int8(3))
+    broken[1].write_bytes(model.SerializeToString())
+    broken[2].write_bytes(b"not ONNX")
+    operator, zero_point, noise = builds(release, *broken)
+    assert operator.error and gelu.name in operator.error and "(Gruel)" in operator.error
+    assert operator.hint == "a newer TensorRT may know that operator; or export the model without it"
+    assert zero_point.error and "zero" in zero_point.error.lower()
+    assert zero_point.hint == "TensorRT is symmetric: zero-points must be 0, as `vitedge quantize` writes them"
+    assert noise.error and str(broken[2]) in noise.error
+    for outcome in (operator, zero_point, noise):
+        assert "logger" not in outcome.log  # which TensorRT would say if an earlier build were still there, with its log
+        assert outcome.plan is None and outcome.error and "\n" not in outcome.error and ".cpp" not in outcome.error
+        assert " ERROR " in outcome.log
+
+
+def test_timings_are_kept_and_a_damaged_cache_is_replaced(release: str, builds: Builds, tmp_path: Path) -> None:
+    where = {"XDG_CACHE_HOME": str(tmp_path)}
+    (first,) = builds(release, DOCTOR, **where)
+    (cache,) = tmp_path.rglob("*.cache")
+    whole = cache.read_bytes()
+    (again,) = builds(release, DOCTOR, **where)
+    assert first.values("ITimingCache.serialize") and again.values("ITimingCache.combine")
+    assert release in cache.name and "damaged" not in first.log + again.log
+    cache.write_bytes(b"damaged")
+    (mended,) = builds(release, DOCTOR, **where)
+    assert mended.plan
+    assert len(cache.read_bytes()) == len(whole)
+
+
+def test_an_interrupted_build_stops(release: str, graphs: dict[str, Path], builds: Builds) -> None:
+    (outcome,) = builds(release, graphs["fp32"], STOP="1")
+    assert (outcome.error, outcome.plan) == ("KeyboardInterrupt", None)
+    assert len(outcome.progress) < 20
+
+
+def test_without_a_driver_opening_a_plan_is_an_error_of_one_sentence(
+    release: str, graphs: dict[str, Path], builds: Builds
+) -> None:
+    code = """if True:
+        import sys, tensorrt
+        from pathlib import Path
+        from vitedge.backends.tensorrt_log import make_log
+        from vitedge.backends.tensorrt_session import deserialize
+        from vitedge.errors import EngineError
+        try:
+            deserialize(tensorrt, Path(sys.argv[1]), make_log(tensorrt))
+        except EngineError as error:
+            print(error, error.hint, sep=" -> ")
+    """
+    done = builds.bindings.run(release, "-c", code, graphs["fp32"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"TensorRT {release} cannot open {graphs['fp32']}: ")
+    assert done.stdout.count("\n") == 1 and done.stdout.endswith(" -> build the engine again here\n")

@@ -67,7 +67,16 @@ def _fetch(release: str) -> None:
     folder, requirement = CACHE / release, f"{RELEASES[release]}=={release}"
     if folder.is_dir():
         return
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
     done = subprocess.run([*command, "-d", str(CACHE), requirement], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Unavailable(f"pip cannot download {requirement}: {done.stderr.strip().splitlines()[-1]}")
@@ -107,6 +116,15 @@ class Bindings:
             kept.write_text(done.stdout, "utf-8")
         return Probed(**json.loads(kept.read_text("utf-8")))
 
+    def names(self, release: str) -> dict[tuple[str, int], str]:
+        """What relay.cpp's classes and numbers mean: (class, function) -> "Class.member"."""
+        names: dict[tuple[str, int], str] = {}
+        for kind, members in self.probed(release).functions.items():
+            for member, (functions, _) in members.items():
+                for function in functions:
+                    names.setdefault((kind, function), f"{kind}.{member}")
+        return names
+
     def _routes(self, release: str) -> Path:
         """The file that tells relay.cpp where each call goes."""
         ours, theirs = self.probed(release), self.probed(RTX)
@@ -142,7 +160,20 @@ class Bindings:
         if compiler is None:
             raise Unavailable("there is no g++")
         self._relay = self._folder / "relay.so"
-        command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", str(RELAY), "-o", str(self._relay), "-ldl"]
+        command = [
+            compiler,
+            "-std=c++17",
+            "-O1",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-shared",
+            "-fPIC",
+            str(RELAY),
+            "-o",
+            str(self._relay),
+            "-ldl",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr)

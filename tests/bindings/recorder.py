@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-
-
 trt: Any = importlib.import_module(os.environ["BINDINGS"])
 RELAY = ctypes.CDLL(os.environ["RELAY_LIBRARY"])
 RELAY.relay_calls.restype = ctypes.c_size_t

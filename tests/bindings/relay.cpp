@@ -68,6 +68,7 @@ struct Route {
 };
 
 std::set<Word> things;
+std::map<Word, Word> wrapped;  // an object of TensorRT-RTX -> its Thing
 std::vector<Call> calls;
 std::map<Key, std::vector<Answer>> answers;
 Word unknown = 0;  // the answer where none was told
@@ -90,7 +91,7 @@ bool recording() {
     return mode && std::string(mode) == "record";
 }
 
-// Never freed, nor is what it stands for: the process ends soon.
+// Never freed: the process ends soon.
 Word make(std::string const& kind, Word real) {
     auto* thing = new Thing{table(std::make_integer_sequence<int, FUNCTIONS>{}), nullptr, kind, real};
     thing->implementation = thing;
@@ -99,7 +100,12 @@ Word make(std::string const& kind, Word real) {
     return address;
 }
 
-Word wrap(std::string const& kind, Word real) { return real ? make(kind, real) : 0; }
+// The same Thing for the same object, as the bindings go by addresses.
+Word wrap(std::string const& kind, Word real) {
+    if (real == 0) return 0;
+    auto const known = wrapped.find(real);
+    return known == wrapped.end() ? wrapped[real] = make(kind, real) : known->second;
+}
 
 Word unwrap(Word word) { return things.count(word) ? reinterpret_cast<Thing*>(word)->real : word; }
 
@@ -158,11 +164,16 @@ Word answer_as_told(Key const& key, bool structure, Arguments const& arguments) 
     return answer.kind.empty() ? answer.value : make(answer.kind, 0);
 }
 
+Word destroy(Word object, int function) {
+    wrapped.erase(object);
+    return (*reinterpret_cast<Function**>(object))[function](object, 0, 0, 0, 0, 0);
+}
+
 // The object itself is the first argument, or the second behind the address that a returned structure is written to.
 Word relay(int function, Arguments arguments) {
     bool const structure = !things.count(arguments[0]);
     Key const key{reinterpret_cast<Thing*>(arguments[structure])->kind, function};
-    if (!DIRECT.count(key.first) && function < DESTRUCTORS) return 0;
+    if (!DIRECT.count(key.first) && function < DESTRUCTORS) return recording() ? 0 : destroy(unwrap(arguments[0]), function);
     calls.push_back({key.first, function, arguments});
     return recording() ? answer_as_told(key, structure, arguments) : pass_on(key, structure, arguments);
 }
