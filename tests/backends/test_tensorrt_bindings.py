@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from vitedge.compiler import graph
 from vitedge.compiler.precision import to_half
 from vitedge.specs import Target, to_dict
 
+HANDLE = 4096  # of the stream in tests/bindings/session.py
 DOCTOR = ROOT / "vitedge" / "doctor.onnx"  # which builds in no time
 TARGET = Target(name="board", backend="tensorrt", capability="8.6", batch=(1, 2, 4), workspace_mib=512)
 pytestmark = pytest.mark.parametrize("release", RELEASES)
@@ -77,7 +81,7 @@ class Builds:
         names = self.bindings.names(release)
         outcomes = []
         for outcome in json.loads(done.stdout.splitlines()[-1]):
-            outcome["calls"] = [(names[kind, function], value) for kind, function, value in outcome["calls"]]
+            outcome["calls"] = [(names[kind, function], value) for kind, function, value, _ in outcome["calls"]]
             outcomes.append(Outcome(**outcome))
         return outcomes
 
@@ -192,3 +196,77 @@ def test_without_a_driver_opening_a_plan_is_an_error_of_one_sentence(
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"TensorRT {release} cannot open {graphs['fp32']}: ")
     assert done.stdout.count("\n") == 1 and done.stdout.endswith(" -> build the engine again here\n")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scene:
+    """What a scene of tests/bindings/session.py called, each with two arguments, and what came of it."""
+
+    calls: list[tuple[str, int, int]]
+    said: Any
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, *_ in self.calls]
+
+    def arguments(self, member: str) -> list[list[int]]:
+        """The arguments of a member, each time that it was called."""
+        return [arguments for name, *arguments in self.calls if name == member]
+
+
+@pytest.fixture(scope="module")
+def scenes(bindings: Bindings, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Scene]]:
+    """The scenes of tests/bindings/session.py as a release plays them."""
+
+    def played(release: str) -> dict[str, Scene]:
+        folder = tmp_path_factory.mktemp("plan")
+        (folder / "model.engine").write_bytes(b"plan")
+        arguments = (bindings.probed_file(release), folder, DOCTOR)
+        done = bindings.run(release, "-m", "tests.bindings.session", *arguments, record=True, XDG_CACHE_HOME=str(folder))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return {name: Scene(**scene) for name, scene in json.loads(done.stdout.splitlines()[-1]).items()}
+
+    return cache(played)
+
+
+def test_a_session_binds_its_buffers_once_and_then_only_runs(release: str, scenes: Callable[[str], dict[str, Scene]]) -> None:
+    opened, run, profiled = (scenes(release)[name] for name in ("open", "run", "profile"))
+    assert opened.names[0] == "Runtime.engine_host_code_allowed=" and opened.calls[0][1] == 0
+    assert [address for _, address in opened.arguments("IExecutionContext.set_tensor_address")] == opened.said
+    shape, execute = "IExecutionContext.set_input_shape", "IExecutionContext.execute_async_v3"
+    assert run.names == [shape, execute, execute, shape, execute]
+    assert run.said == [[3, 10], [3, 10], [1, 10]]
+    assert {handle for handle, _ in run.arguments(execute)} == {HANDLE}
+    assert profiled.names == [shape, "IExecutionContext.profiler=", execute, execute]
+
+
+def test_a_fork_has_a_context_of_its_own_and_the_same_weights(release: str, scenes: Callable[[str], dict[str, Scene]]) -> None:
+    fork, inspected = scenes(release)["fork"], scenes(release)["inspect"]
+    assert "ICudaEngine.create_execution_context" in fork.names and "Runtime.deserialize_cuda_engine" not in fork.names
+    assert inspected.said == '{"Layers": []}' and inspected.names[1] == "EngineInspector.execution_context="
+
+
+def test_what_a_session_cannot_do_is_told(release: str, scenes: Callable[[str], dict[str, Scene]]) -> None:
+    said = {name: scene.said for name, scene in scenes(release).items()}
+    assert said["not run"] == "TensorRT could not run the engine"
+    assert said["not of that batch"] == "the plan does not take a batch of 4"
+    assert said["no memory"] == "there is not enough GPU memory to run this engine"
+    assert said["another input"] == "the plan takes int8[16, 48], but its manifest says int8[16, 49]"
+    assert said["no plan"].startswith(f"TensorRT {release} cannot open ")
+
+
+def test_weights_are_replaced_and_the_plan_is_written_again(release: str, scenes: Callable[[str], dict[str, Scene]]) -> None:
+    refit, lacking = scenes(release)["refit"], scenes(release)["not refitted"]
+    wanted = ["OnnxParserRefitter.refit_from_file", "Refitter.refit_cuda_engine", "ICudaEngine.serialize"]
+    assert [name for name in refit.names if name in wanted] == wanted and refit.said == "refitted"
+    assert "Refitter.get_missing_weights" in lacking.names and "does not have the weights of" in lacking.said
+
+
+def test_a_builder_that_refuses_a_timing_cache_begins_with_none(release: str, scenes: Callable[[str], dict[str, Scene]]) -> None:
+    damaged, other, failed = (scenes(release)[name] for name in ("damaged timings", "other timings", "not built"))
+    make, use = "IBuilderConfig.create_timing_cache", "IBuilderConfig.set_timing_cache"
+    assert [name for name in damaged.names if name in (make, use)] == [make, make, use]
+    assert [name for name in other.names if name in (make, use)] == [make, use, make, use]
+    for scene in (damaged, other):
+        assert "is damaged or of another device, and will be replaced" in scene.said
+    assert failed.said.startswith("tensorrt cannot build ")

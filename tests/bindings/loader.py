@@ -108,13 +108,17 @@ class Bindings:
 
     def probed(self, release: str) -> Probed:
         """What the bindings of a release, or of TensorRT-RTX, call, found by calling it."""
+        return Probed(**json.loads(self.probed_file(release).read_text("utf-8")))
+
+    def probed_file(self, release: str) -> Path:
+        """The same as probe.py prints it."""
         kept = self._folder / f"{release}.json"
         if not kept.is_file():
             done = self._run(release, "record", "-W", "ignore::DeprecationWarning", "-m", "tests.bindings.probe")
             if done.returncode:
                 raise RuntimeError(f"the bindings of {release} cannot be probed ({done.returncode}):\n{done.stdout}{done.stderr}")
             kept.write_text(done.stdout, "utf-8")
-        return Probed(**json.loads(kept.read_text("utf-8")))
+        return kept
 
     def names(self, release: str) -> dict[tuple[str, int], str]:
         """What relay.cpp's classes and numbers mean: (class, function) -> "Class.member"."""

@@ -123,7 +123,9 @@ def probe_session(log: Any) -> None:
     refitter = trt.Refitter(engine, log)
     call(refitter, "refit_cuda_engine")
     call(refitter, "get_missing_weights")
-    call(trt.OnnxParserRefitter(refitter, log), "refit_from_file", "model.onnx")
+    parser = trt.OnnxParserRefitter(refitter, log)
+    call(parser, "refit_from_file", "model.onnx")
+    _note(parser, "~", lambda: trt.OnnxParserRefitter(trt.Refitter(engine, log), log))
     for thing in (runtime, engine):
         read(thing)
 

@@ -19,6 +19,7 @@ RELAY.relay_kind.restype = ctypes.c_char_p
 RELAY.relay_kind.argtypes = RELAY.relay_function.argtypes = [ctypes.c_size_t]
 RELAY.relay_argument.restype, RELAY.relay_argument.argtypes = ctypes.c_size_t, [ctypes.c_size_t, ctypes.c_int]
 RELAY.relay_unknown.restype, RELAY.relay_unknown.argtypes = None, [ctypes.c_size_t]
+RELAY.relay_forget.restype, RELAY.relay_forget.argtypes = None, [ctypes.c_char_p, ctypes.c_int]
 RELAY.relay_answer.restype = None
 RELAY.relay_answer.argtypes = [
     ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_int64), ctypes.c_int,
@@ -27,10 +28,10 @@ RELAY.relay_answer.argtypes = [
 _texts: list[Any] = []  # whose addresses the bindings hold
 
 
-def calls(since: int = 0) -> list[tuple[str, int, int]]:
-    """Class, function and first argument of every call from the one numbered `since` on."""
+def calls(since: int = 0) -> list[tuple[str, int, int, int]]:
+    """Class, function and the first two arguments of every call from the one numbered `since` on."""
     return [
-        (RELAY.relay_kind(index).decode(), RELAY.relay_function(index), RELAY.relay_argument(index, 1))
+        (RELAY.relay_kind(index).decode(), RELAY.relay_function(index), *(RELAY.relay_argument(index, which) for which in (1, 2)))
         for index in range(since, RELAY.relay_calls())
     ]
 
@@ -40,7 +41,7 @@ def functions_of(kind: str, call: Callable[[], object]) -> list[int]:
     before = RELAY.relay_calls()
     with suppress(TypeError, ValueError, RuntimeError, AttributeError, UnicodeDecodeError):
         call()
-    return [function for name, function, _ in calls(before) if name == kind]
+    return [function for name, function, *_ in calls(before) if name == kind]
 
 
 def answer(kind: str, function: int, value: int | str | Sequence[int] = 0, result: str = "") -> None:

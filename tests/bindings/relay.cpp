@@ -71,6 +71,7 @@ std::set<Word> things;
 std::map<Word, Word> wrapped;  // an object of TensorRT-RTX -> its Thing
 std::vector<Call> calls;
 std::map<Key, std::vector<Answer>> answers;
+std::map<Key, std::size_t> turns;
 Word unknown = 0;  // the answer where none was told
 
 Word relay(int function, Arguments arguments);
@@ -148,9 +149,7 @@ Word pass_on(Key const& key, bool structure, Arguments arguments) {
 Answer next_answer(Key const& key) {
     auto const found = answers.find(key);
     if (found == answers.end()) return {"", unknown, {}};
-    std::size_t turn = 0;
-    for (Call const& call : calls) turn += call.kind == key.first && call.function == key.second;
-    return found->second.at((turn - 1) % found->second.size());
+    return found->second.at(turns[key]++ % found->second.size());
 }
 
 Word answer_as_told(Key const& key, bool structure, Arguments const& arguments) {
@@ -262,6 +261,11 @@ char const* relay_kind(std::size_t index) { return calls.at(index).kind.c_str();
 int relay_function(std::size_t index) { return calls.at(index).function; }
 Word relay_argument(std::size_t index, int which) { return calls.at(index).arguments.at(which); }
 void relay_unknown(Word value) { unknown = value; }
+
+void relay_forget(char const* kind, int function) {
+    answers.erase({kind, function});
+    turns.erase({kind, function});
+}
 
 void relay_answer(char const* kind, int function, char const* result, Word value, std::int64_t const* dims, int count) {
     answers[{kind, function}].push_back({result, value, {dims, dims + count}});

@@ -19,7 +19,7 @@ HINTS = (  # what TensorRT says, and what to do about it
     (r"workspace", "set a larger workspace_mib in the target"),
     (r"[Cc]ould not find any implementation", "no kernel of this release fits that layer; a newer TensorRT may"),
     (
-        r"no importer|Plugin not found|[Uu]nsupported|not supported",  # which operators of no importer are taken for
+        r"no importer|Plugin not found|[Uu]nsupported|not supported",  # TensorRT looks for an unknown operator among plugins
         "a newer TensorRT may know that operator; or export the model without it",
     ),
 )
