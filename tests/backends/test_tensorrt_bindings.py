@@ -172,6 +172,15 @@ def test_timings_are_kept_and_a_damaged_cache_is_replaced(release: str, builds: 
     assert len(cache.read_bytes()) == len(whole)
 
 
+def test_the_bindings_and_the_relay_refuse_what_is_wrong(release: str, bindings: Bindings) -> None:
+    """So a build that goes through has called nothing with the wrong types, and nothing that went to another function."""
+    make = "import tensorrt as trt\nbuilder = trt.Builder(trt.Logger())\nconfig = builder.create_builder_config()\n"
+    mistyped = bindings.run(release, "-c", f"{make}config.set_flag(int(trt.BuilderFlag.REFIT))")
+    assert mistyped.returncode == 1 and "TypeError: set_flag(): incompatible function arguments" in mistyped.stderr
+    astray = bindings.run(release, "-c", f"{make}config.flags")
+    assert astray.returncode != 0 and "relay: nobody said where function" in astray.stderr
+
+
 def test_an_interrupted_build_stops(release: str, graphs: dict[str, Path], builds: Builds) -> None:
     (outcome,) = builds(release, graphs["fp32"], STOP="1")
     assert (outcome.error, outcome.plan) == ("KeyboardInterrupt", None)

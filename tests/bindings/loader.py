@@ -1,6 +1,6 @@
 """NVIDIA's own Python bindings of each supported release of TensorRT, made to run without NVIDIA's libraries and without a GPU.
 
-    PyPI: tensorrt_cu12_bindings 10.3.0, ...  ->  .cache/trt-bindings/<release>/     the bindings, about 1 MB each
+    PyPI: tensorrt_cu12_bindings 10.3.0, ...  ->  .cache/trt-bindings/               the bindings, about 1 MB each
     relay.cpp                                 ->  libnvinfer.so.10, ...              in place of the libraries
     both, and TensorRT-RTX                    ->  a process in which `import tensorrt` is that release
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tests.engines import ROOT
 
-CACHE = ROOT / ".cache" / "trt-bindings"
+CACHE = ROOT / ".cache" / "trt-bindings" / str(sys.implementation.cache_tag)
 RELEASES = {  # release -> the package on PyPI
     "10.3.0": "tensorrt_cu12_bindings",
     "10.13.3.9": "tensorrt_cu12_bindings",
@@ -64,7 +64,7 @@ def fetch() -> None:
 
 
 def _fetch(release: str) -> None:
-    folder, requirement = CACHE / release, f"{RELEASES[release]}=={release}"
+    folder, partial, requirement = CACHE / release, CACHE / f"{release}.partial", f"{RELEASES[release]}=={release}"
     if folder.is_dir():
         return
     command = [
@@ -82,8 +82,8 @@ def _fetch(release: str) -> None:
         raise Unavailable(f"pip cannot download {requirement}: {done.stderr.strip().splitlines()[-1]}")
     (wheel,) = CACHE.glob(f"{RELEASES[release]}-{release}-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder.with_suffix(".partial"))
-    folder.with_suffix(".partial").rename(folder)
+        archive.extractall(partial)
+    partial.rename(folder)
     wheel.unlink()
 
 
