@@ -68,7 +68,7 @@ struct Route {
 };
 
 std::set<Word> things;
-std::map<Word, Word> wrapped;  // an object of TensorRT-RTX -> its Thing
+std::map<std::pair<std::string, Word>, Word> wrapped;  // class and object of TensorRT-RTX -> its Thing
 std::vector<Call> calls;
 std::map<Key, std::vector<Answer>> answers;
 std::map<Key, std::size_t> turns;
@@ -104,8 +104,8 @@ Word make(std::string const& kind, Word real) {
 // The same Thing for the same object, as the bindings go by addresses.
 Word wrap(std::string const& kind, Word real) {
     if (real == 0) return 0;
-    auto const known = wrapped.find(real);
-    return known == wrapped.end() ? wrapped[real] = make(kind, real) : known->second;
+    Word& thing = wrapped[{kind, real}];
+    return thing ? thing : thing = make(kind, real);
 }
 
 Word unwrap(Word word) { return things.count(word) ? reinterpret_cast<Thing*>(word)->real : word; }
@@ -163,17 +163,18 @@ Word answer_as_told(Key const& key, bool structure, Arguments const& arguments) 
     return answer.kind.empty() ? answer.value : make(answer.kind, 0);
 }
 
-Word destroy(Word object, int function) {
-    wrapped.erase(object);
-    return (*reinterpret_cast<Function**>(object))[function](object, 0, 0, 0, 0, 0);
+Word destroy(Thing const& thing, int function) {
+    wrapped.erase({thing.kind, thing.real});
+    return (*reinterpret_cast<Function**>(thing.real))[function](thing.real, 0, 0, 0, 0, 0);
 }
 
 // The object itself is the first argument, or the second behind the address that a returned structure is written to.
 Word relay(int function, Arguments arguments) {
     bool const structure = !things.count(arguments[0]);
-    Key const key{reinterpret_cast<Thing*>(arguments[structure])->kind, function};
-    if (!DIRECT.count(key.first) && function < DESTRUCTORS) return recording() ? 0 : destroy(unwrap(arguments[0]), function);
-    calls.push_back({key.first, function, arguments});
+    auto const& thing = *reinterpret_cast<Thing*>(arguments[structure]);
+    Key const key{thing.kind, function};
+    if (!DIRECT.count(thing.kind) && function < DESTRUCTORS) return recording() ? 0 : destroy(thing, function);
+    calls.push_back({thing.kind, function, arguments});
     return recording() ? answer_as_told(key, structure, arguments) : pass_on(key, structure, arguments);
 }
 
