@@ -185,6 +185,8 @@ class TensorRT:
     def refit(self, engine: Path, target: Target, onnx: Path, folder: Path) -> str:
         """Write the plan in the directory `engine`, with the weights of `onnx`, into `folder`; TensorRT's log."""
         trt = self._trt()
+        if not hasattr(trt, "OnnxParserRefitter"):
+            raise EngineError(f"TensorRT {trt.__version__} does not take weights from an ONNX file", hint="it came with 10.0")
         log = make_log(trt)
         with cuda.Device():
             plan = deserialize(trt, engine / self.PLAN[0], log, target)

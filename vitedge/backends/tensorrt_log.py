@@ -18,7 +18,10 @@ HINTS = (  # what TensorRT says, and what to do about it
     (r"out of memory|OutOfMemory|MemoryAllocation", "close other programs, add swap, or set a smaller workspace_mib or batch"),
     (r"workspace", "set a larger workspace_mib in the target"),
     (r"[Cc]ould not find any implementation", "no kernel of this release fits that layer; a newer TensorRT may"),
-    (r"no importer|[Uu]nsupported|not supported", "a newer TensorRT may know that operator; or export the model without it"),
+    (
+        r"no importer|Plugin not found|[Uu]nsupported|not supported",  # TensorRT looks for an unknown operator among plugins
+        "a newer TensorRT may know that operator; or export the model without it",
+    ),
 )
 OTHERWISE = "if the graph is vitedge's own, please report it"
 
