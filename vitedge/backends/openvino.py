@@ -8,6 +8,12 @@ float type that is asked for here, never in one that OpenVINO chooses.
 from __future__ import annotations
 
 import errno
+import functools
+import importlib
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +23,15 @@ from numpy.typing import NDArray
 from vitedge.backends import Progress, refuse_newer
 from vitedge.errors import EngineError, import_package
 from vitedge.preprocess import input_dtype, input_shape
-from vitedge.specs import FloatType, Manifest, ModelCard, Target
+from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, Target
 
 PACKAGE, EXTRA = "openvino", "cpu"
 PLAN = ("model.xml", "model.bin")
 TYPED = False
-PRECISION = {"fp32": "f32", "bf16": "bf16"}
+PRECISION: dict[FloatType, str] = {"fp32": "f32", "bf16": "bf16"}
+PRODUCTS = ((256, 512, 512), (256, 1024, 1024), (512, 1024, 1024))  # rows, inputs, outputs that peaks are measured on
+PRODUCT_S, READS = 0.05, 4  # for so long each is repeated, and so often all of memory is read
+READ_BYTES = 2**28  # which no cache of a processor that runs alone holds
 
 
 def version() -> str:
@@ -54,6 +63,11 @@ def float_types(target: Target) -> tuple[FloatType, ...]:
     """bf16 first where the processor has instructions for it."""
     native = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "fp32") if "BF16" in native else ("fp32",)
+
+
+def peaks(target: Target) -> Peaks | None:
+    """The target's own, or what this processor reaches on large matrix products and in reading memory: a second, once a process."""
+    return target.peaks or _measured(target.threads, float_types(target))
 
 
 def build(onnx: Path, target: Target, float_type: FloatType, folder: Path, progress: Progress) -> str:
@@ -123,6 +137,49 @@ class OpenVinoSession:
         return request
 
 
+@functools.cache
+def _measured(threads: int | None, natives: tuple[FloatType, ...]) -> Peaks:
+    """The best of several products of each type and of several reads: what interrupts others only makes them slower."""
+    tops = {"int8": max(_tops(shape, "int8", "fp32", threads) for shape in PRODUCTS)}
+    for native in natives:
+        tops[native] = max(_tops(shape, native, native, threads) for shape in PRODUCTS)
+    return Peaks(tops, _bandwidth_gb_s(threads or os.cpu_count() or 1), "measured on this machine")
+
+
+def _tops(shape: tuple[int, int, int], kind: str, float_type: FloatType, threads: int | None) -> float:
+    """1e12 operations a second in one matrix product, in INT8 by the same pattern that a Q/DQ graph gives."""
+    rows, inputs, outputs = shape
+    ops = importlib.import_module("openvino.opset13")
+    generator = np.random.default_rng(0)
+    if kind == "int8":
+        read = ops.parameter([rows, inputs], np.int8)
+        stored = ops.constant(generator.integers(-127, 128, (inputs, outputs), np.int8))
+        left, right = (ops.multiply(ops.convert(x, "f32"), ops.constant(np.float32(0.01))) for x in (read, stored))
+    else:
+        left = read = ops.parameter([rows, inputs], np.float32)
+        right = ops.constant(generator.standard_normal((inputs, outputs), np.float32))
+    model = _openvino().Model([ops.matmul(left, right, False, False)], [read])
+    request = _openvino().Core().compile_model(model, "CPU", _config(float_type, threads)).create_infer_request()
+    best, end = math.inf, time.perf_counter() + PRODUCT_S
+    while time.perf_counter() < end:
+        begun = time.perf_counter()
+        request.infer()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * rows * inputs * outputs / best / 1e12
+
+
+def _bandwidth_gb_s(threads: int) -> float:
+    """1e9 bytes a second that all threads together read from memory."""
+    parts = np.split(np.ones(READ_BYTES // 4 // threads * threads, np.float32), threads)
+    best = math.inf
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(READS):
+            begun = time.perf_counter()
+            list(pool.map(lambda part: np.dot(part, part), parts))
+            best = min(best, time.perf_counter() - begun)
+    return sum(part.nbytes for part in parts) / best / 1e9
+
+
 def _compile(model: Any, target: Target, float_type: FloatType, batch: int | None) -> Any:
     """Compile for a fixed batch, or for all batches of the target where `batch` is None."""
     openvino = _openvino()
@@ -130,10 +187,12 @@ def _compile(model: Any, target: Target, float_type: FloatType, batch: int | Non
     shape = model.inputs[0].partial_shape
     shape[0] = openvino.Dimension(target.batch[0], target.batch[2]) if batch is None else batch
     model.reshape(shape)
+    return openvino.Core().compile_model(model, "CPU", _config(float_type, target.threads))
+
+
+def _config(float_type: FloatType, threads: int | None) -> dict[str, str]:
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISION[float_type]}
-    if target.threads:
-        config["INFERENCE_NUM_THREADS"] = str(target.threads)
-    return openvino.Core().compile_model(model, "CPU", config)
+    return {**config, "INFERENCE_NUM_THREADS": str(threads)} if threads else config
 
 
 def _reason(error: Exception) -> str:
