@@ -42,8 +42,9 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What an engine that is not built yet would do. images_per_s: at most, at the bound. expected_ms: None where nothing is known.
+    """What an engine that is not built yet would do.
 
+    images_per_s: at most, at the bound. expected_ms: of a batch; None where nothing is known.
     notes: sentences on how it would be built, and what the expectation is derived from.
     """
 
@@ -68,7 +69,7 @@ class Point:
     source: str
 
 
-# ViT-B/16 at 224 x 224: of its 17.56 GMAC, 16.73 are in the 48 Linears of the encoder; the others are patches, attention and head.
+# ViT-B/16 at 224 x 224: of its 17.56 GMAC, 16.73 are in the 48 Linears of the encoder, the others in patches, attention, head.
 _LINEARS, _OTHERS = 12 * 197 * 12 * 768**2, 196 * 768**2 + 12 * 2 * 197**2 * 768 + 768 * 1000
 _LINEAR_WEIGHTS, _OTHER_WEIGHTS = 12 * 12 * 768**2, 768**2 + 768 * 1000
 _README = "github.com/onnxsim/onnxsim, scripts/nvidia/README.md: ViT-B/16, batch 1, Jetson Orin Nano in MAXN_SUPER, TensorRT 10.3"
@@ -122,12 +123,12 @@ def estimate(source: Source, work: Work, target: Target, batch: int = 1) -> Esti
         raise VitEdgeError(f"no peaks are known of the target {target.name!r}", hint="give it a table [peaks]; engines/README.md")
     wanted = wanted_float_type(source, backend.float_types(target))
     built = work if backend.TYPED and wanted == source.float_type else work.floats_in(wanted)
-    typed = () if built == work else (f"as it would be built: floats in {wanted}, where the graph has {source.float_type}",)
+    typed = () if built == work else (f"{target.name}: as it would be built, with floats in {wanted}",)
+    if backend.TYPED and wanted == "fp32":
+        typed = (f"{target.name}: floats are in fp32, as nothing asks for another type; a recipe does, such as fp16",)
     least = bound(built, peaks, batch)
     expected, why = _expectation(built, target, least, batch)
-    return Estimate(
-        target.name, batch, least.ms, least.binds, batch / least.ms * 1e3, expected, (*typed, *least.notes, why)
-    )
+    return Estimate(target.name, batch, least.ms, least.binds, batch / least.ms * 1e3, expected, (*typed, *least.notes, why))
 
 
 def estimate_table(estimates: Sequence[Estimate]) -> Table:
@@ -137,9 +138,7 @@ def estimate_table(estimates: Sequence[Estimate]) -> Table:
         result.add_column(head, justify="left" if head in ("target", "bound by") else "right")
     for one in estimates:
         expected = "–" if one.expected_ms is None else f"≈ {one.expected_ms:.3g}"
-        result.add_row(
-            one.target, str(one.batch), f"{one.bound_ms:.3g}", one.binds, f"{one.images_per_s:,.0f}", expected
-        )
+        result.add_row(one.target, str(one.batch), f"{one.bound_ms:.3g}", one.binds, f"{one.images_per_s:,.0f}", expected)
     return result
 
 

@@ -27,8 +27,8 @@ from vitedge.compiler.graph import (
     put_nodes,
     rename_tensor,
     rewire,
-    save,
 )
+from vitedge.compiler.work import save_counted
 from vitedge.errors import ModelError
 from vitedge.images import ImageFile
 from vitedge.specs import FloatType
@@ -54,7 +54,7 @@ def convert(
     model = load(graph)
     to_half(model)
     helper.set_model_props(model, {**metadata(model), "vitedge.float_type": float_type})
-    save(model, path)
+    save_counted(model, path)
     return []
 
 
