@@ -5,7 +5,8 @@
 Counted for one image: multiply-adds, the weights as they are stored, and the bytes of activations that go in and out. A
 product computes in INT8 where both of its operands come out of a DequantizeLinear, and else in the float type of its result.
 Biases, norms and tables are left out: next to nothing, and a bound may be too low but not too high. Shapes come from ONNX's
-own inference; nothing is run, and no weight is looked at. Knows nothing of devices: bench/roofline.py does.
+own inference, without a look at any weight; where a graph computes them, from one run on a blank image. Knows nothing of
+devices: bench/roofline.py does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import cast
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
 
+from vitedge.compiler.activations import run_once
 from vitedge.compiler.graph import attribute, metadata, producers, save
 from vitedge.errors import ModelError, first_line
 from vitedge.specs import WEIGHT_BITS, ComputeType, Work, to_dict
@@ -89,15 +91,15 @@ class _Operand:
 def count_work(model: ModelProto) -> tuple[LayerWork, ...]:
     """The work of every MatMul, Gemm, Conv and ConvTranspose, in execution order.
 
-    A graph whose shapes ONNX cannot infer, or that multiplies in another type than vitedge writes, is a ModelError.
+    A graph whose shapes cannot be known, or that multiplies in another type than vitedge writes, is a ModelError.
     """
     tensors, makers = _tensors(model), producers(model)
     constants = {tensor.name for tensor in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type in PRODUCTS]
-    try:
-        return tuple(_layer(node, tensors, makers, constants) for node in products)
-    except KeyError as error:
-        raise ModelError(f"the shape of {error} cannot be inferred, so the work cannot be counted") from error
+    unknown = makers.keys() - tensors.keys()
+    if unknown.intersection(name for node in products for name in (*node.input[:2], node.output[0])):
+        tensors |= _run(model, sorted(unknown))
+    return tuple(_layer(node, tensors, makers, constants) for node in products)
 
 
 def total(layers: Sequence[LayerWork]) -> Work:
@@ -136,6 +138,17 @@ def _tensors(model: ModelProto) -> dict[str, _Tensor]:
     entries = [*inferred.input, *inferred.value_info, *inferred.output]
     found = {tensor.name: _Tensor(tuple(tensor.dims), TYPES.get(tensor.data_type, "")) for tensor in small}
     return found | {entry.name: tensor for entry in entries if (tensor := _tensor(entry))}
+
+
+def _run(model: ModelProto, names: Sequence[str]) -> dict[str, _Tensor]:
+    """Shape and type of the tensors `names`, which depend on what other tensors hold."""
+    try:
+        values = run_once(model, names)
+    except Exception as error:  # onnxruntime's exception types live in a private module
+        raise ModelError(f"no shape is known of {', '.join(names[:3])}, so the work cannot be counted") from error
+    return {
+        name: _Tensor(value.shape, TYPES.get(helper.np_dtype_to_tensor_dtype(value.dtype), "")) for name, value in values.items()
+    }
 
 
 def _one_image(entry: ValueInfoProto) -> ValueInfoProto:
