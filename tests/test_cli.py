@@ -91,7 +91,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder in which a user has typed `vitedge init`, put a model and 40 images, and typed `vitedge make`."""
     folder = tmp_path_factory.mktemp("a user's [new] folder")
     done = run_python(VITEDGE, "init", folder=folder)
-    assert (done.returncode, done.stdout.count("wrote ")) == (0, 7), done
+    assert (done.returncode, done.stdout.count("wrote ")) == (0, 18), done
     (folder / "model.py").write_text(TINY)
     random = np.random.default_rng(0)
     for index in range(40):
@@ -454,7 +454,7 @@ def test_doctor_passes_every_backend_here(vitedge: Vitedge) -> None:
 
 
 def test_init_keeps_what_is_there(vitedge: Vitedge, tmp_path: Path) -> None:
-    assert vitedge("init", tmp_path).out.count("wrote ") == 7
+    assert vitedge("init", tmp_path).out.count("wrote ") == 18
     said = vitedge("init", tmp_path)
     assert (said.code, said.out.count("kept "), said.out.count("wrote ")) == (0, 7, 0)
 
