@@ -187,18 +187,21 @@ class ScaleTable:
 class Peaks:
     """What a device can do at most: dense TOPS (1e12 operations a second, a multiply-add is two) by type, and GB/s of memory.
 
-    tops: of "int8", "fp16", "bf16", "fp32"; a type that is absent is unknown. source: where the figures come from.
+    tops: of "int8", "fp16", "bf16", "fp32"; a type that is absent is unknown. cache_mib: of its largest cache, in which
+    weights may stay from batch to batch; 0 where that is not to be counted on. source: where the figures come from.
     """
 
     tops: dict[str, float]
     bandwidth_gb_s: float
     source: str = ""
+    cache_mib: float = 0.0
 
     def __post_init__(self) -> None:
         stray = ", ".join(map(str, self.tops.keys() - set(COMPUTE_TYPES)))
         _require(not stray, f"peaks.tops are of {', '.join(COMPUTE_TYPES)}, not of {stray}")
         figures = (*self.tops.values(), self.bandwidth_gb_s)
         _require(all(0 < figure < math.inf for figure in figures), f"peaks must be positive numbers, not {figures}")
+        _require(0 <= self.cache_mib < math.inf, f"peaks.cache_mib must be a number from 0 on, not {self.cache_mib}")
 
 
 @dataclass(frozen=True, slots=True)

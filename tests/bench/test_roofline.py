@@ -76,6 +76,13 @@ def test_what_binds_is_the_type_that_takes_longest() -> None:
     assert bound(dataclasses.replace(work, weights={"int8": 10**9}), DEVICE).binds == STREAMING
 
 
+def test_weights_that_fit_into_the_cache_are_not_streamed() -> None:
+    work = Work({"int8": 1000}, {"int8": 2**20})
+    roomy = dataclasses.replace(DEVICE, cache_mib=1.0)
+    assert bound(work, DEVICE).binds == STREAMING and bound(work, roomy).binds == "INT8 compute"
+    assert bound(dataclasses.replace(work, weights={"int8": 2**20 + 1}), roomy).binds == STREAMING
+
+
 def test_a_type_without_a_peak_takes_that_of_a_wider_one_and_says_so() -> None:
     least = bound(Work({"bf16": 10**9, "int8": 0}, {}), DEVICE)
     assert least.ms == pytest.approx(0.5) and least.notes == ("the peak of bf16 is unknown: that of fp16 was taken",)

@@ -4,11 +4,10 @@
     Source + Target       ->  estimate  ->  Estimate: the bound of an engine that is not built, and what to expect of it
 
 The roofline of Williams, Waterman and Patterson (Communications of the ACM 52, 2009): a batch takes as long as its
-multiply-adds at the peak of their type, or as reading every weight once from memory, whichever is longer. Activations,
-softmax, norms and launches come on top, so real engines are slower; how much slower was measured by others on one board,
-and is an expectation, not a bound. Knows nothing of ONNX and opens no engine.
-
-Weights that fit into a cache may stay there from batch to batch: where streaming binds and they do, the bound is too high.
+multiply-adds at the peak of their type, or as reading every weight once from memory, whichever is longer. Weights that fit
+into the device's cache may stay there from batch to batch, and are not read. Activations, softmax, norms and launches come
+on top, so real engines are slower; how much slower was measured by others on one board, and is an expectation, not a
+bound. Knows nothing of ONNX and opens no engine.
 """
 
 from __future__ import annotations
@@ -95,7 +94,8 @@ def bound(work: Work, peaks: Peaks, batch: int = 1) -> Bound:
         if taken != kind and macs:
             notes.append(f"the peak of {kind} is unknown: that of {taken} was taken")
         seconds[kind] = 2 * macs * batch / (peaks.tops[taken] * 1e12)
-    compute, streaming = sum(seconds.values()), work.weight_bytes / (peaks.bandwidth_gb_s * 1e9)
+    streamed = work.weight_bytes if work.weight_bytes > peaks.cache_mib * 2**20 else 0
+    compute, streaming = sum(seconds.values()), streamed / (peaks.bandwidth_gb_s * 1e9)
     if streaming > compute:
         return Bound(streaming * 1e3, STREAMING, tuple(notes))
     longest = max(seconds, key=lambda kind: seconds[kind], default="no")
