@@ -32,6 +32,7 @@ COMMANDS = (
     "make", "export", "calibrate", "quantize", "build", "refit", "run", "bench", "estimate", "verify",
     "sensitivity", "doctor", "init", "models"
 )  # fmt: skip
+WRITTEN = 18  # files, by `vitedge init`: two READMEs, four recipes, twelve targets
 VITEDGE = "import sys; from vitedge.cli import main; sys.argv[0] = 'vitedge'; main()"
 TINY = '''
 import torch
@@ -91,7 +92,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder in which a user has typed `vitedge init`, put a model and 40 images, and typed `vitedge make`."""
     folder = tmp_path_factory.mktemp("a user's [new] folder")
     done = run_python(VITEDGE, "init", folder=folder)
-    assert (done.returncode, done.stdout.count("wrote ")) == (0, 18), done
+    assert (done.returncode, done.stdout.count("wrote ")) == (0, WRITTEN), done
     (folder / "model.py").write_text(TINY)
     random = np.random.default_rng(0)
     for index in range(40):
@@ -242,7 +243,7 @@ def test_paths_are_printed_as_they_are_whatever_stands_in_them(
     assert said.code == 0 and Path(said.out.strip()).is_dir(), said
     assert str(said.out.strip()) in said.err
     said = vitedge("init", folder)
-    assert all(Path(line[7:]).is_file() for line in said.out.splitlines()) and len(said.out.splitlines()) == 7
+    assert all(Path(line[7:]).is_file() for line in said.out.splitlines()) and len(said.out.splitlines()) == WRITTEN
     said = vitedge("run", folder / "none", "--source", folder)
     assert f"error: {folder / 'none'} is not an engine" in said.err
 
@@ -454,9 +455,9 @@ def test_doctor_passes_every_backend_here(vitedge: Vitedge) -> None:
 
 
 def test_init_keeps_what_is_there(vitedge: Vitedge, tmp_path: Path) -> None:
-    assert vitedge("init", tmp_path).out.count("wrote ") == 18
+    assert vitedge("init", tmp_path).out.count("wrote ") == WRITTEN
     said = vitedge("init", tmp_path)
-    assert (said.code, said.out.count("kept "), said.out.count("wrote ")) == (0, 7, 0)
+    assert (said.code, said.out.count("kept "), said.out.count("wrote ")) == (0, WRITTEN, 0)
 
 
 def test_the_newest_engine_of_exactly_that_variant_is_found(
