@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import typer
 from PIL import Image
 
 from tests.engines import CHECKPOINT, IMAGES, MODEL, ROOT, Made, quantize_plainly, run_python, start_python, write_images
 from vitedge import cli
+from vitedge.compiler import graph
 from vitedge.runtime.camera import open_source
 from vitedge.runtime.overlay import open_recorder
 
@@ -30,6 +32,7 @@ COMMANDS = (
     "make", "export", "calibrate", "quantize", "build", "pack", "refit", "run", "bench", "estimate", "sensitivity", "verify",
     "explain", "doctor", "init", "models",
 )  # fmt: skip
+WRITTEN = 18  # files, by `vitedge init`: two READMEs, four recipes, twelve targets
 VITEDGE = "import sys; from vitedge.cli import main; sys.argv[0] = 'vitedge'; main()"
 TINY = '''
 import torch
@@ -89,7 +92,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder in which a user has typed `vitedge init`, put a model and 40 images, and typed `vitedge make`."""
     folder = tmp_path_factory.mktemp("a user's [new] folder")
     done = run_python(VITEDGE, "init", folder=folder)
-    assert (done.returncode, done.stdout.count("wrote ")) == (0, 7), done
+    assert (done.returncode, done.stdout.count("wrote ")) == (0, WRITTEN), done
     (folder / "model.py").write_text(TINY)
     random = np.random.default_rng(0)
     for index in range(40):
@@ -240,7 +243,7 @@ def test_paths_are_printed_as_they_are_whatever_stands_in_them(
     assert said.code == 0 and Path(said.out.strip()).is_dir(), said
     assert str(said.out.strip()) in said.err
     said = vitedge("init", folder)
-    assert all(Path(line[7:]).is_file() for line in said.out.splitlines()) and len(said.out.splitlines()) == 7
+    assert all(Path(line[7:]).is_file() for line in said.out.splitlines()) and len(said.out.splitlines()) == WRITTEN
     said = vitedge("run", folder / "none", "--source", folder)
     assert f"error: {folder / 'none'} is not an engine" in said.err
 
@@ -373,6 +376,26 @@ def test_bench_compares_engines_at_several_batches_and_writes_a_report(made: Mad
     assert said.out.count("openvino") == 4
 
 
+def test_estimate_tells_certain_from_expected_for_devices_that_are_not_here(
+    made: Made, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made.root)
+    targets = ("--target", "orin-nano-super", "--target", "h100")
+    said = vitedge("estimate", "fashion-vit/int8.onnx", *targets, "--json", tmp_path / "found.json")
+    assert said.code == 0, said
+    head, nano, h100 = said.out.splitlines()
+    assert head.split("  ")[0] == "target" and head.endswith("expected ms")
+    assert nano.split()[0] == "orin-nano-super" and "≈" in nano and h100.split()[0] == "h100" and h100.endswith("–")
+    assert "expected, not measured" in said.err and "h100: no expectation" in said.err
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["work"]["macs"].keys() == {"int8", "fp32"}
+    assert [one["target"] for one in found["estimates"]] == ["orin-nano-super", "h100"]
+    model = graph.load(made.graphs["int8"])
+    onnx.helper.set_model_props(model, {key: value for key, value in graph.metadata(model).items() if key != "vitedge.work"})
+    graph.save(model, tmp_path / "older.onnx")
+    assert vitedge("estimate", tmp_path / "older.onnx", *targets).out == said.out, "it is counted where the file does not tell"
+
+
 def test_verify_shows_layer_by_layer_where_accuracy_went(
     made: Made, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,9 +484,9 @@ def test_doctor_passes_every_backend_here(vitedge: Vitedge) -> None:
 
 
 def test_init_keeps_what_is_there(vitedge: Vitedge, tmp_path: Path) -> None:
-    assert vitedge("init", tmp_path).out.count("wrote ") == 7
+    assert vitedge("init", tmp_path).out.count("wrote ") == WRITTEN
     said = vitedge("init", tmp_path)
-    assert (said.code, said.out.count("kept "), said.out.count("wrote ")) == (0, 7, 0)
+    assert (said.code, said.out.count("kept "), said.out.count("wrote ")) == (0, WRITTEN, 0)
 
 
 def test_the_newest_engine_of_exactly_that_variant_is_found(
@@ -519,6 +542,10 @@ MISTAKES = {
     "unknown video format": (["run", "engine", "--source", "images", "--save", "out.gif"], "cannot record out.gif"),
     "batch beyond the profile": ([*BENCH, "--batch", "17"], "1 to 16 images at once, not 17"),
     "result over a folder": ([*BENCH, "--seconds", "0", "--json", "images"], "cannot write images: Is a directory"),
+    "estimating what is missing": (["estimate", "none.onnx", "--target", "h100"], "none.onnx does not exist"),
+    "estimating an unknown variant": (["estimate", "vit/int4.onnx", "--target", "h100"], "there is no ONNX file vit/int4.onnx"),
+    "estimating for an unknown target": (["estimate", "fp32.onnx", "--target", "h101"], "there is no target 'h101'"),
+    "estimating for any GPU": (["estimate", "fp32.onnx", "--target", "local"], "no peaks are known of the target 'local'"),
     "verifying what is missing": ([*VERIFY, "none.onnx"], "none.onnx does not exist"),
     "verifying an unknown variant": ([*VERIFY, "vit/int4.onnx"], "there is no ONNX file vit/int4.onnx"),
     "verifying against what is no ONNX": ([*VERIFY, "typo.toml"], "typo.toml is not a readable ONNX model"),
@@ -581,6 +608,8 @@ WRONG = (
     ["run", "x"],
     ["run", "x", "--source", "y", "--top", "0"],
     ["bench", "x", "--images", "y", "--batch", "0"],
+    ["estimate", "x"],
+    ["estimate", "x", "--target", "h100", "--batch", "0"],
     ["verify", "x", "--images", "y"],
     ["verify", "x", "--against", "y", "--images", "z", "--limit", "0"],
     ["doctor", "now"],

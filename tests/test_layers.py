@@ -31,7 +31,7 @@ THIRD_PARTY = {
     "PIL": ("images", "preprocess", "runtime/overlay.py"),
     "tomli": ("workspace",),
     "typer": ("cli",),
-    "rich": ("cli", "bench/breakdown.py", "bench/costs.py", "bench/report.py"),
+    "rich": ("cli", "bench/breakdown.py", "bench/costs.py", "bench/report.py", "bench/roofline.py"),
     "torch": ("compiler",),
     "onnx": ("compiler",),
     "onnxscript": ("compiler",),

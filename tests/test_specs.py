@@ -24,6 +24,7 @@ from vitedge.specs import (
     Target,
     TensorSpec,
     Timing,
+    Work,
     from_dict,
     to_dict,
 )
@@ -94,16 +95,22 @@ TARGETS = st.builds(
     batch=st.lists(st.integers(1, 4096), min_size=3, max_size=3).map(sorted).map(tuple),
     threads=st.none() | st.integers(1, 1024),
 )
-MANIFESTS = st.builds(
-    Manifest, CARDS, TEXT, st.none() | RECIPES, TARGETS, st.sampled_from(["fp32", "bf16"]), TEXT, TEXT, TEXT, TEXT, TEXT, TEXT
+WORKS = st.builds(
+    Work,
+    st.dictionaries(st.sampled_from(["int8", "fp16", "bf16", "fp32"]), st.integers(0, 10**12)),
+    st.dictionaries(st.sampled_from(["int4", "int8", "fp16", "bf16", "fp32"]), st.integers(0, 10**12)),
 )
+MANIFESTS = st.builds(
+    Manifest, CARDS, TEXT, st.none() | RECIPES, TARGETS, st.sampled_from(["fp32", "bf16"]), TEXT, TEXT, TEXT, TEXT, TEXT, TEXT,
+    work=st.none() | WORKS,
+)  # fmt: skip
 TIMINGS = st.builds(Timing, REALS, REALS, REALS, REALS)
 ROWS = st.builds(
     BenchRow, TEXT, TEXT, TEXT, COUNTS, REALS, REALS, REALS, REALS, REALS, COUNTS, PERCENT, PERCENT, PERCENT, st.none() | REALS
 )
 
 
-@given(spec=preprocesses() | TENSORS | CARDS | RECIPES | TABLES | TARGETS | MANIFESTS | TIMINGS | ROWS)
+@given(spec=preprocesses() | TENSORS | CARDS | RECIPES | TABLES | TARGETS | WORKS | MANIFESTS | TIMINGS | ROWS)
 def test_every_noun_survives_json(spec: Any) -> None:
     data = to_dict(spec)
     again = from_dict(type(spec), json.loads(json.dumps(data, allow_nan=False)))
@@ -153,6 +160,19 @@ def test_nouns_are_frozen_and_take_no_new_attributes() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Recipe().images = 3  # type: ignore[misc]
     assert not hasattr(Recipe(), "__dict__")
+
+
+def test_work_in_another_float_type_keeps_its_integers_and_its_sum() -> None:
+    work = Work({"int8": 10, "fp32": 3, "bf16": 2}, {"int4": 3, "int8": 8, "fp32": 2, "fp16": 1})
+    assert work.weight_bytes == 2 + 8 + 8 + 2  # three of 4 bits fill two bytes
+    half = work.floats_in("fp16")
+    assert half == Work({"int8": 10, "fp16": 5}, {"int4": 3, "int8": 8, "fp16": 3}) and half.floats_in("fp16") == half
+
+
+@pytest.mark.parametrize(("macs", "weights"), [({"int4": 1}, {}), ({}, {"fp64": 1}), ({"int8": -1}, {}), ({}, {"int8": -1})])
+def test_work_of_no_known_type_or_less_than_none_is_refused(macs: dict[str, int], weights: dict[str, int]) -> None:
+    with pytest.raises(VitEdgeError):
+        Work(macs, weights)
 
 
 def test_a_timing_adds_up() -> None:

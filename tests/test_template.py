@@ -15,10 +15,12 @@ import pytest
 from tests.engines import ROOT
 from vitedge.backends import BACKENDS
 from vitedge.specs import Recipe, Target, from_dict
-from vitedge.workspace import BUILTIN_RECIPES, TEMPLATE, init_workspace, load_recipe, load_target, read_toml
+from vitedge.workspace import BUILTIN_RECIPES, TEMPLATE, init_workspace, known_targets, load_recipe, load_target, read_toml
 
 FILES = sorted(path.relative_to(TEMPLATE) for path in TEMPLATE.rglob("*") if path.is_file())
 CHOICES = {value for hint in typing.get_type_hints(Recipe).values() for value in typing.get_args(hint) if isinstance(value, str)}
+JETSONS = ("orin-nano", "orin-nano-super", "agx-orin", "thor")
+TARGETS = ("cpu", "local", *JETSONS, "rtx-3090", "rtx-4090", "rtx-5090", "l4", "a100", "h100")
 SPECS = {"calibration": Recipe, "engines": Target}
 ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
 
@@ -26,7 +28,8 @@ ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
 def test_the_template_holds_both_folders_with_their_readmes_and_defaults() -> None:
     names = {path.as_posix() for path in FILES}
     recipes = {f"calibration/recipes/{name}.toml" for name in ("int8", "int8-fast", "int8-attention", "int8-mixed")}
-    assert names == {"calibration/README.md", "engines/README.md", "engines/targets/cpu.toml"} | recipes
+    targets = {f"engines/targets/{name}.toml" for name in TARGETS}
+    assert names == {"calibration/README.md", "engines/README.md"} | targets | recipes
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -83,13 +86,33 @@ def test_the_readmes_name_every_value_of_the_choices() -> None:
 def test_the_packaged_recipes_and_target_are_the_built_in_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert BUILTIN_RECIPES["int8"] == Recipe()
     packaged = {path.stem: load_recipe(str(path)) for path in (TEMPLATE / "calibration" / "recipes").glob("*.toml")}
-    assert packaged == {name: recipe for name, recipe in BUILTIN_RECIPES.items() if name != "bf16"}
+    assert packaged == {name: recipe for name, recipe in BUILTIN_RECIPES.items() if recipe.method != "none"}
     assert load_target(str(TEMPLATE / "engines" / "targets" / "cpu.toml")) == Target()
     monkeypatch.chdir(tmp_path)  # without a workspace, and then with one
     for _ in range(2):
         assert (load_recipe("int8"), load_target("cpu")) == (Recipe(), Target())
         assert load_recipe("bf16") == Recipe(name="bf16", method="none", float_type="bf16")
         init_workspace(tmp_path)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_is_found_with_and_without_a_workspace(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    brought = load_target(name)
+    assert brought.name == name and set(known_targets()) == set(TARGETS)
+    init_workspace(tmp_path)
+    assert load_target(name) == brought
+    (tmp_path / "engines" / "targets" / f"{name}.toml").write_text("batch = [2, 3, 4]\n")
+    assert load_target(name).batch == (2, 3, 4), "a file in the workspace goes first"
+
+
+@pytest.mark.parametrize("name", sorted(set(TARGETS) - {"cpu", "local"}))
+def test_a_gpu_target_says_what_its_device_can_do_and_who_says_so(name: str) -> None:
+    target = load_target(name)
+    assert target.backend == "tensorrt" and target.capability and target.peaks
+    tops = target.peaks.tops
+    assert tops["int8"] > tops["fp16"] > tops["fp32"] and "NVIDIA" in target.peaks.source
+    assert (target.capability == "8.7") == ("orin" in name)
 
 
 @pytest.mark.parametrize("folder", SPECS)

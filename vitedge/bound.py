@@ -121,7 +121,7 @@ def bound_step(search: Search, graph: Path, watcher: Watcher) -> Path:
     Candidates run on ONNX Runtime, over at most SEARCH_IMAGES images. A VitEdgeError where no choice of Linears holds.
     """
     from vitedge.compiler import sensitivity as compiler
-    from vitedge.compiler.graph import save
+    from vitedge.compiler.work import save_counted
 
     recipe = read_source(graph).recipe or Recipe()
     int8, prepared = pair(search.model, graph, recipe, search.root)
@@ -140,7 +140,7 @@ def bound_step(search: Search, graph: Path, watcher: Watcher) -> Path:
         wanted_db = points[0].predicted_db + _more_db(*judged(frozenset()), search.bound)
         freed = compiler.meet(points, holds, wanted_db)
     result = _bounded_path(graph, search.key)
-    save(compiler.leave_out(int8, prepared, compiler.names_of(points, freed)), result)
+    save_counted(compiler.leave_out(int8, prepared, compiler.names_of(points, freed)), result)
     watcher.end("bound", f"{short_path(result)}: {_told(points[: freed + 1])}")
     return result
 

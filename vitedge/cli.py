@@ -389,6 +389,29 @@ def bench(
         out.print(f"report: {report}", markup=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: [bold]vitedge estimate my-vit/int8.onnx --target orin-nano-super --target agx-orin[/]")
+def estimate(
+    onnx: Annotated[Path, typer.Argument(help="An ONNX file made by vitedge, or MODEL/VARIANT.onnx.", show_default=False)],
+    target: Annotated[
+        list[str], typer.Option(help="A target; may be repeated.", show_default=False, autocompletion=complete_target)
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="How many images at once.")] = 1,
+    json_file: Json = None,
+) -> None:
+    """Say what no engine of a graph can beat on a device that need not be here, and what to expect of one."""
+    from vitedge import pipeline
+    from vitedge.backends.build import read_source
+    from vitedge.bench import roofline
+
+    path = find_graph(onnx)
+    source, work = read_source(path), pipeline.work_of(path)
+    found = [roofline.estimate(source, work, load_target(name), batch) for name in target]
+    out.print(roofline.estimate_table(found))
+    _print_notes(list(dict.fromkeys(note for one in found for note in one.notes)), most=100)
+    if json_file:
+        write_json(json_file, {"onnx": str(onnx), "work": to_dict(work), "estimates": [to_dict(one) for one in found]})
+
+
 @app.command(epilog="Example: [bold]vitedge sensitivity engines/my-vit/fp32-0123456789ab.onnx --images photos --plot x.html[/]")
 def sensitivity(
     onnx: Annotated[Path, typer.Argument(help="A float ONNX file from `vitedge export`.", show_default=False)],

@@ -31,7 +31,7 @@ from vitedge.errors import AbsentDeviceError, MissingPackageError, VitEdgeError
 from vitedge.images import ImageFile, list_images, sample, stream
 from vitedge.pack import ARCHIVE, pack
 from vitedge.runtime.engine import open_engine
-from vitedge.specs import TOLERANCE, BenchRow, Recipe, ScaleTable, Target, to_dict
+from vitedge.specs import TOLERANCE, BenchRow, Recipe, ScaleTable, Target, Work, to_dict
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
 
 CODE_AND_WEIGHTS = (".py", ".pth", ".pt", ".bin", ".safetensors", ".npz")
@@ -302,6 +302,17 @@ def precision_step(graph: Path, target: Target, files: Sequence[ImageFile], watc
     told = f"; too large for it and in fp32: {', '.join(kept)}" if kept else ""
     watcher.end("precision", f"{short_path(path)}: floats in {wanted}{told}")
     return path
+
+
+def work_of(graph: Path) -> Work:
+    """What an ONNX file asks of a device: as it says itself, or counted where an older vitedge wrote it."""
+    if (work := read_source(graph).work) is not None:
+        return work
+    require_compiler()
+    from vitedge.compiler.graph import load
+    from vitedge.compiler.work import count_work, total
+
+    return total(count_work(load(graph)))
 
 
 def bench_step(

@@ -29,8 +29,11 @@ Method = Literal["max", "percentile", "mse", "entropy", "auto", "none"]
 SmoothingMethod = Literal["auto", "fixed", "none"]
 Rounding = Literal["gptq", "nearest"]
 FloatType = Literal["fp32", "fp16", "bf16"]
+ComputeType = Literal["int8", "fp16", "bf16", "fp32"]
 Hardware = Literal["this", "same-capability", "ampere-plus"]
 
+COMPUTE_TYPES = typing.get_args(ComputeType)
+WEIGHT_BITS = {"int4": 4, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}  # that one number is stored in
 MAX_BATCH = 4096  # that exported graphs are declared for
 MAX_THREADS = 1024
 LARGEST = 1e30  # of a range, scale or shift: float32 multiplies it without overflow, and no healthy model comes near
@@ -184,18 +187,48 @@ class ScaleTable:
 class Peaks:
     """What a device can do at most: dense TOPS (1e12 operations a second, a multiply-add is two) by type, and GB/s of memory.
 
-    tops: of "int8", "fp16", "bf16", "fp32"; a type that is absent is unknown. source: where the figures come from.
+    tops: of "int8", "fp16", "bf16", "fp32"; a type that is absent is unknown. cache_mib: of its largest cache, in which
+    weights may stay from batch to batch; 0 where that is not to be counted on. source: where the figures come from.
     """
 
     tops: dict[str, float]
     bandwidth_gb_s: float
     source: str = ""
+    cache_mib: float = 0.0
 
     def __post_init__(self) -> None:
-        known = ("int8", "fp16", "bf16", "fp32")
-        _require(set(self.tops) <= set(known), f"peaks.tops are of {', '.join(known)}, not of {', '.join(map(str, self.tops))}")
+        stray = ", ".join(map(str, self.tops.keys() - set(COMPUTE_TYPES)))
+        _require(not stray, f"peaks.tops are of {', '.join(COMPUTE_TYPES)}, not of {stray}")
         figures = (*self.tops.values(), self.bandwidth_gb_s)
         _require(all(0 < figure < math.inf for figure in figures), f"peaks must be positive numbers, not {figures}")
+        _require(0 <= self.cache_mib < math.inf, f"peaks.cache_mib must be a number from 0 on, not {self.cache_mib}")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a graph asks of a device at least: its matrix products, and the weights that they read.
+
+    macs: multiply-adds for one image, by the type that they compute in. weights: how many numbers are stored, by the type
+    that they are stored in, which says how many bytes are read once a batch.
+    """
+
+    macs: dict[str, int]
+    weights: dict[str, int]
+
+    def __post_init__(self) -> None:
+        _require(self.macs.keys() <= set(COMPUTE_TYPES), f"macs are of {', '.join(COMPUTE_TYPES)}, not {self.macs}")
+        _require(self.weights.keys() <= WEIGHT_BITS.keys(), f"weights are of {', '.join(WEIGHT_BITS)}, not {self.weights}")
+        counts = (*self.macs.values(), *self.weights.values())
+        _require(all(count >= 0 for count in counts), f"work is counted from 0 on, not {counts}")
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights together, in bytes."""
+        return math.ceil(sum(count * WEIGHT_BITS[kind] for kind, count in self.weights.items()) / 8)
+
+    def floats_in(self, float_type: FloatType) -> Work:
+        """The same work where all that is in a float type computes and is stored in `float_type`."""
+        return Work(_retyped(self.macs, float_type), _retyped(self.weights, float_type))
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +277,7 @@ class Manifest:
 
     target: as it was resolved for the device at hand. float_type: what the layers that are not INT8 compute in, likewise.
     platform: operating system and processor, e.g. "Linux aarch64". driver: the CUDA version of the driver there, "" without one.
+    work: what the graph asks for, in its own types; None where that was not counted.
     """
 
     card: ModelCard
@@ -259,6 +293,7 @@ class Manifest:
     built_at: str
     platform: str = ""
     driver: str = ""
+    work: Work | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +338,8 @@ class Prediction:
 class BenchRow:
     """One line of the bench table. Times in milliseconds a batch; top1, top5, agreement in percent; None = not measured.
 
-    agreement and sqnr_db compare with the first engine given, the reference.
+    agreement and sqnr_db compare with the first engine given, the reference. bound_ms: no engine of this graph is faster on
+    this device (see bench/roofline.py).
     """
 
     model: str
@@ -320,6 +356,7 @@ class BenchRow:
     top5: float | None = None
     agreement: float | None = None
     sqnr_db: float | None = None
+    bound_ms: float | None = None
 
 
 def to_dict(spec: Any) -> dict[str, Any]:
@@ -340,6 +377,15 @@ def from_dict(cls: type[T], data: dict[str, Any]) -> T:
         if field.name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise VitEdgeError(f"{cls.__name__} needs the key {field.name!r}")
     return cls(**{key: _typed(hints[key], value, f"{cls.__name__}.{key}") for key, value in data.items()})
+
+
+def _retyped(counts: dict[str, int], float_type: str) -> dict[str, int]:
+    """`counts` by type, all float types among them added up under `float_type`."""
+    result: dict[str, int] = {}
+    for kind, count in counts.items():
+        kept = kind if kind.startswith("int") else float_type
+        result[kept] = result.get(kept, 0) + count
+    return result
 
 
 def _require_choices(spec: Any) -> None:

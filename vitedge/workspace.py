@@ -33,6 +33,7 @@ else:
 T = TypeVar("T")
 ABANDONED_S = 86_400  # a temporary file of this age belongs to nobody: no build takes a day
 TEMPLATE = Path(__file__).with_name("template")
+BUILTIN_TARGETS = TEMPLATE / "engines" / "targets"
 PLAIN_LIST = re.compile(r"\[\n[^][{}\"]*\]")  # of numbers; text is left alone, since it may hold anything
 BUILTIN_RECIPES = {
     recipe.name: recipe
@@ -93,7 +94,8 @@ def known_recipes() -> list[str]:
 
 def known_targets() -> list[str]:
     """The names that `load_target` finds."""
-    return sorted({"cpu"} | {path.stem for path in (find_root() / "engines" / "targets").glob("*.toml")})
+    folders = (BUILTIN_TARGETS, find_root() / "engines" / "targets")
+    return sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
 
 
 def find_engine(name: Path) -> Path:
@@ -127,8 +129,13 @@ def load_recipe(name: str) -> Recipe:
 
 
 def load_target(name: str, backend: str | None = None) -> Target:
-    """The target in the file `name`, or in engines/targets/<name>.toml, or the built-in "cpu"; `backend` in place of its own."""
-    target = _load(Target, name, find_root() / "engines" / "targets", {"cpu": Target()})
+    """The target in the file `name`, or in engines/targets/<name>.toml of the workspace, or of those that vitedge brings.
+
+    backend: in place of its own.
+    """
+    own = find_root() / "engines" / "targets"
+    brought = not (own / f"{name}.toml").is_file() and (BUILTIN_TARGETS / f"{name}.toml").is_file()
+    target = _load(Target, name, BUILTIN_TARGETS if brought else own, {})
     return dataclasses.replace(target, backend=backend) if backend else target
 
 

@@ -19,6 +19,7 @@ from vitedge.specs import BenchRow, from_dict
 
 FP32 = BenchRow("vit", "fp32", "openvino", 1, 5.2, 5.4, 6.0, 190.0, 23.1, 10_000, 91.2, 99.8)
 INT8 = BenchRow("vit", "int8", "openvino", 1, 3.21, 3.4, 4.0, 308.0, 6.3, 10_000, 91.1, 99.8, 98.6, 27.3)
+BOUND = replace(INT8, bound_ms=1.0)
 BARE = BenchRow("vit", "fp32", "openvino", 1, 5.2, 5.4, 6.0, 190.0, 23.1, 0)
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -244,3 +245,13 @@ def test_json_round_trips() -> None:
     document = json.loads(json.dumps(rows_to_json([FP32, INT8], {"machine": "a CPU"}), allow_nan=False))
     assert document["environment"] == {"machine": "a CPU"}
     assert [from_dict(BenchRow, row) for row in document["rows"]] == [FP32, INT8]
+
+
+def test_the_distance_from_the_bound_is_a_column_where_a_bound_is_known(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", [FP32, BOUND], environment())
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    assert "× bound" in page.text and "3.2" in page.texts and page.texts.count("–") >= 1
+    heads = [str(column.header) for column in table([FP32, BOUND]).columns]
+    assert heads.index("× bound") == heads.index("images/s") + 1
+    assert "× bound" not in [column.header for column in table([FP32, INT8]).columns]
+    assert rows_to_json([BOUND], {})["rows"][0]["bound_ms"] == 1.0

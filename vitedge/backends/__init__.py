@@ -10,6 +10,7 @@ A backend is a module in this folder, or an object in one, and one line in BACKE
     driver() -> str               the CUDA version of the driver, "" where none is needed or there
     runs_here(target) -> bool     whether a plan for the resolved `target` can be opened on this machine
     float_types(target) -> tuple  the float types that computes in natively, preferred first
+    peaks(target) -> Peaks        what the device can do at most, as it says in the target or as measured; None where unknown
     build(onnx, target, float_type, folder, progress) -> str    write the plan's files into `folder`; the vendor's log
     check(manifest) -> None       EngineError where a plan does not fit this machine
     open(folder, card, target, float_type) -> Session
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 
 from vitedge.backends.layers import Profile
 from vitedge.errors import EngineError, VitEdgeError
-from vitedge.specs import FloatType, Manifest, ModelCard, Target
+from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, Target
 
 Progress = Callable[[str, float], object]  # told the phase of a build, and how much of the whole is done, 0 to 1
 
@@ -69,6 +70,7 @@ class BackendModule(Protocol):
     def driver(self) -> str: ...
     def runs_here(self, target: Target) -> bool: ...
     def float_types(self, target: Target) -> tuple[FloatType, ...]: ...
+    def peaks(self, target: Target) -> Peaks | None: ...
     def build(self, onnx: Path, target: Target, float_type: FloatType, folder: Path, progress: Progress) -> str: ...
     def check(self, manifest: Manifest) -> None: ...
     def open(self, folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> Session: ...

@@ -24,18 +24,19 @@ import numpy as np
 from vitedge.backends import BackendModule, Progress, Refitting, Session, load_backend, this_platform
 from vitedge.backends.metadata import count_operators, read_metadata
 from vitedge.errors import BuildError, EngineError, ModelError, VitEdgeError
-from vitedge.specs import FloatType, Manifest, ModelCard, Recipe, Target, from_dict, to_dict
+from vitedge.specs import FloatType, Manifest, ModelCard, Recipe, Target, Work, from_dict, to_dict
 from vitedge.workspace import content_key, read_json, sha256, short_path, staged, write_file, write_json
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """What the metadata of an ONNX file says about it. float_type: of the types in its graph."""
+    """What the metadata of an ONNX file says about it. float_type: of the types in its graph. work: None where not counted."""
 
     card: ModelCard
     variant: str
     recipe: Recipe | None
     float_type: FloatType
+    work: Work | None = None
 
 
 def read_source(onnx: Path) -> Source:
@@ -43,11 +44,17 @@ def read_source(onnx: Path) -> Source:
     entries = read_metadata(onnx)
     try:
         card, variant = json.loads(entries["vitedge.card"]), entries["vitedge.variant"]
-        recipe = json.loads(entries.get("vitedge.recipe", "null"))
+        recipe, work = (json.loads(entries.get(f"vitedge.{key}", "null")) for key in ("recipe", "work"))
     except (KeyError, ValueError) as error:
         raise ModelError(f"{onnx} was not exported by vitedge", hint="start from the model: vitedge export MODEL") from error
     typed = cast(FloatType, entries.get("vitedge.float_type", "fp32"))
-    return Source(from_dict(ModelCard, card), variant, from_dict(Recipe, recipe) if recipe else None, typed)
+    return Source(
+        from_dict(ModelCard, card),
+        variant,
+        from_dict(Recipe, recipe) if recipe else None,
+        typed,
+        from_dict(Work, work) if work else None,
+    )
 
 
 def is_readable(graph: Path) -> bool:
@@ -157,7 +164,7 @@ def _describe(folder: Path, build: Build, log: str, started: float) -> None:
         card=source.card, variant=source.variant, recipe=source.recipe, target=target, float_type=build.float_type,
         onnx_sha256=build.onnx_sha256, plan_sha256=plan_sha256(folder, backend.PLAN), backend=target.backend,
         backend_version=build.backend_version, device=backend.device(target), built_at=_now(),
-        platform=this_platform(), driver=backend.driver(),
+        platform=this_platform(), driver=backend.driver(), work=source.work,
     )  # fmt: skip
     write_json(folder / "manifest.json", to_dict(manifest))
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in source.card.labels), "utf-8")

@@ -17,7 +17,7 @@ from vitedge.backends import Progress, refuse_newer
 from vitedge.backends.layers import Profile
 from vitedge.errors import EngineError, first_line, import_package
 from vitedge.preprocess import input_dtype, input_shape
-from vitedge.specs import FloatType, Manifest, ModelCard, Target
+from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, Target
 
 PACKAGE, EXTRA = "onnxruntime", "compile"
 PLAN = ("model.onnx",)
@@ -52,6 +52,11 @@ def runs_here(target: Target) -> bool:
 def float_types(target: Target) -> tuple[FloatType, ...]:
     """FP32 alone: the CPU provider has no bf16 kernels."""
     return ("fp32",)
+
+
+def peaks(target: Target) -> Peaks | None:
+    """Unknown: this is the reference for what is right, not for what is fast."""
+    return target.peaks
 
 
 def build(onnx: Path, target: Target, float_type: FloatType, folder: Path, progress: Progress) -> str:

@@ -8,9 +8,13 @@ float type that is asked for here, never in one that OpenVINO chooses.
 from __future__ import annotations
 
 import errno
+import functools
+import importlib
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,12 @@ from vitedge.backends import Progress, refuse_newer
 from vitedge.backends.layers import ACTIVATIONS, QDQ, Kind, Layer, Profile, operator
 from vitedge.errors import EngineError, import_package
 from vitedge.preprocess import input_dtype, input_shape
-from vitedge.specs import FloatType, Manifest, ModelCard, Target
+from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, Target
 
 PACKAGE, EXTRA = "openvino", "cpu"
 PLAN = ("model.xml", "model.bin")
 TYPED = False
-PRECISION = {"fp32": "f32", "bf16": "bf16"}
+PRECISION: dict[FloatType, str] = {"fp32": "f32", "bf16": "bf16"}
 TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}  # their names for them, and ours
 INTEGERS = ("i8", "u8", "i4", "u4")  # that weights are stored in where the graph quantizes them
 CONVOLUTIONS = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData")
@@ -42,6 +46,10 @@ KINDS: dict[str, Kind] = {  # of layers that are what their type says, whatever 
 NO_KERNEL = ("undef", "unknown")  # what kernels are called of layers that were fused away, or move nothing
 WARMUP = 3  # calls that allocate and fill caches, not counted
 CALLS = 10  # that are counted, at least
+ROWS, WIDTH = 256, 384  # of the matrix products that peaks are measured on: less than a millisecond each
+INT8_CHAIN = 4  # products in a row: one alone would bring its integers in and its floats out, and be slower than in a model
+PRODUCTS_S, READS = 1.0, 4  # how long products take turns, and how often memory is read
+READ_BYTES, READ_STEP = 2**28, 2**25  # in all, which few caches hold, and at a time
 
 
 def version() -> str:
@@ -73,6 +81,11 @@ def float_types(target: Target) -> tuple[FloatType, ...]:
     """bf16 first where the processor has instructions for it."""
     native = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "fp32") if "BF16" in native else ("fp32",)
+
+
+def peaks(target: Target) -> Peaks | None:
+    """The target's own, or what this processor reaches in large products and in reading memory: a second, once a process."""
+    return target.peaks or _measured(target.threads, float_types(target))
 
 
 def build(onnx: Path, target: Target, float_type: FloatType, folder: Path, progress: Progress) -> str:
@@ -284,6 +297,52 @@ class OpenVinoSession:
         return request
 
 
+@functools.cache
+def _measured(threads: int | None, natives: tuple[FloatType, ...]) -> Peaks:
+    """The best that one core reached, times the cores, and the best of several reads.
+
+    Products are short and take turns, so that on a busy machine, too, some of them run undisturbed. Cores that are all busy
+    may clock lower than one alone: a peak may be too high, which is no harm to a bound.
+    """
+    plans: dict[str, tuple[int, FloatType]] = {"int8": (INT8_CHAIN, "fp32"), **{native: (1, native) for native in natives}}
+    requests = {kind: _products(*plan, int8=kind == "int8", threads=1).create_infer_request() for kind, plan in plans.items()}
+    best, end = dict.fromkeys(requests, math.inf), time.perf_counter() + PRODUCTS_S
+    while time.perf_counter() < end:
+        for kind, request in requests.items():
+            begun = time.perf_counter()
+            request.infer()
+            best[kind] = min(best[kind], time.perf_counter() - begun)
+    cores = threads or int(_products(1, "fp32", int8=False, threads=None).get_property("INFERENCE_NUM_THREADS"))
+    tops = {kind: 2e-12 * ROWS * WIDTH**2 * plans[kind][0] * cores / seconds for kind, seconds in best.items()}
+    return Peaks(tops, _bandwidth_gb_s(cores), "measured on this machine")
+
+
+def _products(count: int, float_type: FloatType, *, int8: bool, threads: int | None) -> Any:
+    """A compiled chain of matrix products, in INT8 in the form that a Q/DQ graph gives them."""
+    ops = importlib.import_module("openvino.opset13")
+    low, high, step = (ops.constant(np.float32(value)) for value in (-1.28, 1.27, 0.01))
+    entry = last = ops.parameter([ROWS, WIDTH], np.float32)
+    weight = ops.constant(np.ones((WIDTH, WIDTH), np.int8 if int8 else np.float32))
+    weight = ops.multiply(ops.convert(weight, "f32"), step) if int8 else weight
+    for _ in range(count):
+        last = ops.fake_quantize(last, low, high, low, high, 256) if int8 else last
+        last = ops.matmul(last, weight, False, False)
+    model = _openvino().Model([ops.reduce_max(last, ops.constant(np.array([0, 1])))], [entry])
+    return _openvino().Core().compile_model(model, "CPU", _config(float_type, threads))
+
+
+def _bandwidth_gb_s(threads: int) -> float:
+    """1e9 bytes a second that all threads together read from memory, in the best of many short reads."""
+    memory = np.ones((READ_BYTES // READ_STEP, threads, READ_STEP // 4 // threads), np.float32)
+    best = math.inf
+    with ThreadPoolExecutor(threads) as pool:
+        for step in (step for _ in range(READS) for step in memory):  # until its turn comes again, no cache has it any more
+            begun = time.perf_counter()
+            list(pool.map(lambda part: np.dot(part, part), step))
+            best = min(best, time.perf_counter() - begun)
+    return float(memory[0].nbytes / best / 1e9)
+
+
 def _compile(model: Any, target: Target, float_type: FloatType, batch: int | None, profiled: bool = False) -> Any:
     """Compile for a fixed batch, or for all batches of the target where `batch` is None; `profiled` to time each layer."""
     openvino = _openvino()
@@ -291,14 +350,13 @@ def _compile(model: Any, target: Target, float_type: FloatType, batch: int | Non
     shape = model.inputs[0].partial_shape
     shape[0] = openvino.Dimension(target.batch[0], target.batch[2]) if batch is None else batch
     model.reshape(shape)
-    config = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": PRECISION[float_type],
-        "PERF_COUNT": "YES" if profiled else "NO",
-    }
-    if target.threads:
-        config["INFERENCE_NUM_THREADS"] = str(target.threads)
+    config = {**_config(float_type, target.threads), "PERF_COUNT": "YES" if profiled else "NO"}
     return openvino.Core().compile_model(model, "CPU", config)
+
+
+def _config(float_type: FloatType, threads: int | None) -> dict[str, str]:
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISION[float_type]}
+    return {**config, "INFERENCE_NUM_THREADS": str(threads)} if threads else config
 
 
 def _reason(error: Exception) -> str:

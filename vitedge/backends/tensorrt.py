@@ -23,7 +23,7 @@ from vitedge.backends.layers import Profile
 from vitedge.backends.tensorrt_log import failure, hint_for, make_log, make_monitor, sentence
 from vitedge.backends.tensorrt_session import TensorRtSession, deserialize
 from vitedge.errors import AbsentDeviceError, BuildError, EngineError, MissingPackageError, VitEdgeError, import_package
-from vitedge.specs import FloatType, Manifest, ModelCard, Target
+from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, Target
 from vitedge.workspace import cache_folder, write_file
 
 MIB = 2**20
@@ -157,6 +157,10 @@ class TensorRT:
         if capability is None or _numbers(capability) >= (8, 0):
             return "fp16", "bf16", "fp32"
         return ("fp16",) if self.anywhere else ("fp16", "fp32")
+
+    def peaks(self, target: Target) -> Peaks | None:
+        """What the target says of its device; a GPU does not tell."""
+        return target.peaks
 
     def build(self, onnx: Path, target: Target, float_type: FloatType, folder: Path, progress: Progress) -> str:
         """Write the plan of `onnx` for the resolved `target` into `folder`; TensorRT's log, from INFO on."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitedge.bench.latency import Latency, measure, require_batch
+from vitedge.bench.roofline import engine_bound_ms
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.images import ImageFile, labels_of, stream
 from vitedge.preprocess import write_input
@@ -304,4 +305,5 @@ def _row(engine: Engine, latency: Latency, accuracy: Accuracy) -> BenchRow:
         top5=accuracy.top5,
         agreement=accuracy.agreement,
         sqnr_db=accuracy.sqnr_db,
+        bound_ms=engine_bound_ms(engine.manifest, latency.batch),
     )

@@ -6,7 +6,8 @@
     Verification     ->  end_to_end, layer_table  ->  one line, and rich.table.Table
 
 The first row of a model is the reference that its other rows are compared with. Knows nothing of engines: it prints
-what was measured and measures nothing.
+what was measured and measures nothing. "× bound" is p50 over the time that no engine of this graph can beat on this device
+(see roofline.py).
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ COLUMNS = (
     _Column("p50 ms", lambda row: row.p50_ms, 2, "low", per_batch=True),
     _Column("p99 ms", lambda row: row.p99_ms, 2, "low", per_batch=True),
     _Column("images/s", lambda row: row.images_per_s, None, "high"),
+    _Column("× bound", lambda row: row.p50_ms / row.bound_ms if row.bound_ms else None, 1),
     _Column("size MiB", lambda row: row.size_mib, 1, "low"),
     _Column("top-1 %", lambda row: row.top1, 2, "high"),
     _Column("agreement %", lambda row: row.agreement, 2, "high"),

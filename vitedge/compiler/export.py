@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from vitedge.compiler.activations import open_session
-from vitedge.compiler.graph import check_finite, linears, producers, rename_constant, rename_tensor, save, set_metadata
+from vitedge.compiler.graph import check_finite, linears, producers, rename_constant, rename_tensor, set_metadata
 from vitedge.compiler.patches import integer_input
 from vitedge.compiler.simplify import simplify
+from vitedge.compiler.work import save_counted
 from vitedge.errors import ModelError, first_line
 from vitedge.preprocess import input_dtype, input_shape, patches_to_image, write_input
 from vitedge.specs import MAX_BATCH, TOLERANCE, ModelCard, Preprocess, TensorSpec
@@ -70,7 +71,7 @@ def export(
             f"the exported model differs from torch by {difference.worst:.1e} of the output's range, more than {tolerance:.0e}",
             hint="look for data-dependent branches in forward(); --tolerance accepts a larger difference",
         )
-    save(model, path)
+    save_counted(model, path)
     return difference
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper, version_converter
 
 from vitedge.compiler.activations import read_inputs
-from vitedge.compiler.graph import Array, attribute, constants, copy_of, load, metadata, put_constant, save
+from vitedge.compiler.graph import Array, attribute, constants, copy_of, load, metadata, put_constant
 from vitedge.compiler.ranges import largest_values, tensor_types, worst_sqnr_db
+from vitedge.compiler.work import save_counted
 from vitedge.errors import ModelError, first_line
 from vitedge.images import ImageFile
 from vitedge.specs import FloatType
@@ -69,7 +70,7 @@ def convert(
     if float_type == "fp16":
         _check(reference, model, files, graph)
     helper.set_model_props(model, {**entries, "vitedge.float_type": float_type})
-    save(model, path)
+    save_counted(model, path)
     return kept
 
 

@@ -22,6 +22,7 @@ from vitedge.compiler.select import chosen_linears, integer_tensors, quantized_a
 from vitedge.compiler.sensitivity import bounded, costs_path, recipe_of
 from vitedge.compiler.smooth import smooth
 from vitedge.compiler.weights import needs_images, round_weights
+from vitedge.compiler.work import save_counted
 from vitedge.errors import ModelError
 from vitedge.images import ImageFile, sample
 from vitedge.specs import Recipe, ScaleTable, Smoothing
@@ -60,7 +61,7 @@ def quantize(
     if recipe.min_sqnr_db:
         model = bounded(model, prepared, drawn, costs_path(path), progress)
         count -= len(recipe_of(model).skip) - len(recipe.skip)
-    graph.save(model, path)
+    save_counted(model, path)
     return count
 
 
@@ -77,7 +78,7 @@ def leave_float(model_path: Path, recipe: Recipe, path: Path) -> None:
     """Write the float model under another recipe, which changes nothing but the float type that it asks for."""
     model = graph.load(model_path)
     graph.set_metadata(model, card=graph.model_card(model), variant=recipe.name, recipe=recipe)
-    graph.save(model, path)
+    save_counted(model, path)
 
 
 def quantize_linears(
