@@ -92,7 +92,7 @@ class SwiGLU(nn.Module):
 
 
 def rotary_angles(side: int, head: int) -> Tensor:
-    """[patches, head]: how far each feature is turned at each patch; half of the pairs go by its row, the others by its column."""
+    """[patches, head]: how far each feature is turned at each patch; half of the pairs go by its row, half by its column."""
     frequencies = BASE ** -torch.arange(0, 1, 4 / head)  # a quarter of the features: pairs, of one half
     places = torch.arange(side)[:, None] * frequencies  # [side, head / 4]
     rows, columns = places[:, None].expand(-1, side, -1), places[None].expand(side, -1, -1)

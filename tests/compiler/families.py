@@ -104,7 +104,14 @@ FAMILIES = {
 NAMES = (*FAMILIES, "fashion-mnist")
 STEMMED = {  # whose first convolution overlaps, so that the graph takes the image itself
     "mobilevit": Family(
-        _mobilevit, "ViTImageProcessor", {"size": {"height": 64, "width": 64}}, "classify", None, norms=21, gelus=0, operators=None
+        _mobilevit,
+        "ViTImageProcessor",
+        {"size": {"height": 64, "width": 64}},
+        "classify",
+        None,
+        norms=21,
+        gelus=0,
+        operators=None,
     )
 }
 OTHERS = (*STEMMED, "eva02")  # not the plain ViT that most tests are about: another stem; rotary positions and a SwiGLU
@@ -112,18 +119,23 @@ EVA02 = Path(__file__).with_name("eva02.py")
 
 
 def save_family(name: str, folder: Path, **settings: Any) -> Path:
-    """Write a family with all of its weights random (transformers starts some at zero); `settings` go to its processor."""
+    """Write a family with random weights; `settings` go to its processor."""
+    chosen = {**FAMILIES, **STEMMED}[name]
+    return save_random(chosen.make, folder, {"image_processor_type": chosen.processor, **chosen.sizes, **settings}, 0.1)
+
+
+def save_random(make: Callable[[Any], nn.Module], folder: Path, processor: dict[str, Any], spread: float) -> Path:
+    """Write what `make` makes of transformers with all of its weights random: those that start at zero, too."""
     import transformers
 
-    chosen = {**FAMILIES, **STEMMED}[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = chosen.make(transformers)
+        module = make(transformers)
         for parameter in module.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
+            parameter.data += spread * torch.randn_like(parameter)
         settle_norms(module, int(getattr(module.config, "image_size", 0)))
     module.save_pretrained(folder)
-    write_processor(folder, {"image_processor_type": chosen.processor, **chosen.sizes, **settings})
+    write_processor(folder, processor)
     return folder
 
 
