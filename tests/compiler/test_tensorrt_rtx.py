@@ -2,8 +2,8 @@
 
     module -> fp32.onnx [-> int8.onnx] [-> FP16] -> the backend tensorrt-rtx -> a plan for compute capability 8.6
 
-It needs no GPU and no driver; to run a plan does. So this says nothing of speed or accuracy. The models here are tiny; others, and those
-of real size are built in tests/rtx.
+It needs no GPU and no driver; to run a plan does. So this says nothing of speed or accuracy. The models here are tiny; those
+of real size, and MobileViT, are built in tests/rtx.
 """
 
 from __future__ import annotations
