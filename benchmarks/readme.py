@@ -231,7 +231,7 @@ def rtx_row(rows: Sequence[dict[str, Any]], model: str, kind: str) -> list[str]:
     found = [row for row in rows if (row["model"], row["type"]) == (model, kind)]
     errors = [row["error"] for row in found if "error" in row]
     if errors:
-        return [model, f"{kind}: {errors[0]}", *[""] * 6]
+        return [model, f"{kind}: {errors[0].removeprefix(f'{kind}: ')}", *[""] * 6]
     figures = ("size_mib", "cpu_seconds", "seconds", "peak_mib")
     size, busy, wall, peak = (max(row[key] for row in found) for key in figures)
     whole = max(
@@ -246,7 +246,7 @@ def rtx_caption(document: dict[str, Any]) -> str:
     where, built = document["environment"], [row for row in document["rows"] if "error" not in row]
     capabilities = ", ".join(dict.fromkeys(row["capability"] for row in built))
     low, best, high = document["batch"]
-    share = sum(row["cpu_seconds"] for row in built) / sum(row["seconds"] for row in built)
+    share = sum(row["cpu_seconds"] for row in built) / (sum(row["seconds"] for row in built) or 1.0)
     return (
         f"int8 has its floats in FP16. {len(built)} builds for compute capabilities {capabilities}, batches {low} to {high} "
         f"(best {best}); of each type the largest figures. No GPU was there and nothing was run. {where['machine']}, "

@@ -15,7 +15,7 @@ pytest.importorskip(
 
 from benchmarks.rtx_builds import CAPABILITIES, MODELS, TYPES, model_rows
 
-PROGRAM_MIB = 14  # the source of its kernels, which TensorRT-RTX compiles where the plan is opened
+PROGRAM_MIB = {"swin-t": 16.0}  # the source of its kernels, which TensorRT-RTX compiles where the plan is opened; 10 for others
 
 pytestmark = pytest.mark.rtx
 
@@ -26,7 +26,9 @@ def test_a_model_is_built_in_every_type_for_every_gpu(name: str) -> None:
     assert [row["error"] for row in rows if "error" in row] == []
     assert [(row["type"], row["capability"]) for row in rows] == [(kind, each) for kind in TYPES for each in CAPABILITIES]
     for row in rows:
-        assert row["weights_mib"] < row["size_mib"] < row["weights_mib"] + PROGRAM_MIB  # no weight is stored as a wider type
+        assert (
+            row["weights_mib"] < row["size_mib"] < row["weights_mib"] + PROGRAM_MIB.get(name, 10.0)
+        )  # no weight is stored as a wider type
         assert row["before_mib"] < row["peak_mib"]
     sizes = {row["type"]: row["size_mib"] for row in rows}
     assert sizes["fp16"] < 0.75 * sizes["fp32"]
