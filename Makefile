@@ -4,12 +4,13 @@ BIN := .venv/bin
 FASHION := examples/fashion_mnist
 FOCUS := examples/focus
 
-.PHONY: help demo test test-families check bench bench-quantizers test-gpu clean
+.PHONY: help demo test test-families test-rtx check bench bench-quantizers test-gpu clean
 help:
 	@echo "make demo    deploy two real Vision Transformers on this machine; tables, an annotated video, reports"
 	@echo "make test    all tests"
 	@echo "make test-families   timm and torchvision architectures; downloads several GB"
 	@echo "make test-gpu   the engines on the NVIDIA GPU of this machine"
+	@echo "make test-rtx   nine Vision Transformers of real size as TensorRT-RTX engines, without a GPU; ten minutes"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make bench   measure against other engines and write results/ and the README tables"
 	@echo "make bench-quantizers IMAGES=DIR   measure against other quantizers: an hour or two on labelled images, see benchmarks/quantizers.py"
@@ -37,6 +38,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+test-rtx: .venv/ready
+	$(BIN)/python -m pytest -m rtx tests/rtx
 
 check: .venv/ready
 	$(BIN)/ruff check .

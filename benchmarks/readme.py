@@ -211,6 +211,50 @@ def quantizers_caption(document: dict[str, Any]) -> str:
     )
 
 
+def rtx_builds(document: dict[str, Any]) -> str:
+    """The trained models of rtx_builds.py."""
+    trained = [row for row in document["rows"] if row["weights"] == "trained"]
+    return rtx_table({**document, "rows": trained})
+
+
+def rtx_table(document: dict[str, Any]) -> str:
+    """A row for every model and type of rtx_builds.py, over all capabilities the worst."""
+    head = ["model", "type", "weights, MiB", "engine, MiB", "of FP32", "processor, s", "wall, s", "peak, MiB"]
+    cells = [
+        rtx_row(document["rows"], *which) for which in dict.fromkeys((row["model"], row["type"]) for row in document["rows"])
+    ]
+    return f"{markdown([head, *cells])}\n{rtx_caption(document)}\n"
+
+
+def rtx_row(rows: Sequence[dict[str, Any]], model: str, kind: str) -> list[str]:
+    """One model in one type, or why there is none."""
+    found = [row for row in rows if (row["model"], row["type"]) == (model, kind)]
+    errors = [row["error"] for row in found if "error" in row]
+    if errors:
+        return [model, f"{kind}: {errors[0].removeprefix(f'{kind}: ')}", *[""] * 6]
+    figures = ("size_mib", "cpu_seconds", "seconds", "peak_mib")
+    size, busy, wall, peak = (max(row[key] for row in found) for key in figures)
+    whole = max(
+        (row["size_mib"] for row in rows if (row["model"], row["type"]) == (model, "fp32") and "size_mib" in row), default=0
+    )
+    part = f"{size / whole:.2f}" if whole and kind != "fp32" else ""
+    return [model, kind, f"{found[0]['weights_mib']:.1f}", f"{size:.1f}", part, f"{busy:.1f}", f"{wall:.1f}", f"{peak:.0f}"]
+
+
+def rtx_caption(document: dict[str, Any]) -> str:
+    """For what, where and how it was built."""
+    where, built = document["environment"], [row for row in document["rows"] if "error" not in row]
+    capabilities = ", ".join(dict.fromkeys(row["capability"] for row in built))
+    low, best, high = document["batch"]
+    share = sum(row["cpu_seconds"] for row in built) / (sum(row["seconds"] for row in built) or 1.0)
+    return (
+        f"int8 has its floats in FP16. {len(built)} builds for compute capabilities {capabilities}, batches {low} to {high} "
+        f"(best {best}); of each type the largest figures. No GPU was there and nothing was run. {where['machine']}, "
+        f"{where['cores']} cores, of which a build had {share:.2f} on average beside other processes: the seconds are rough. "
+        f"{where['date']}; TensorRT-RTX {where['tensorrt-rtx-cu13-bindings']}. `{where['command']}`"
+    )
+
+
 def cell(value: float | None, form: str) -> str:
     """A measurement; the row that the others are held against has none."""
     return "reference" if value is None else f"{value:{form}}"
@@ -256,6 +300,8 @@ TABLES = {
     "cpu_latency": Table("cpu_latency", cpu_latency),
     "quantizers": Table("quantizers", quantizers),
     "quantizers_ablation": Table("quantizers", quantizers_ablation, "docs/quantization.md"),
+    "rtx_builds": Table("rtx_builds", rtx_builds),
+    "rtx_builds_all": Table("rtx_builds", rtx_table, "docs/tensorrt.md"),
 }
 
 

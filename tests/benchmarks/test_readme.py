@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.readme import BLOCK, TABLES, cpu_latency, markdown, quantizers, quantizers_ablation, rewrite
+from benchmarks.readme import BLOCK, TABLES, cpu_latency, markdown, quantizers, quantizers_ablation, rewrite, rtx_table
 from vitedge.errors import VitEdgeError
 from vitedge.workspace import read_json
 
@@ -197,3 +197,21 @@ def test_a_readme_without_the_block_is_one_sentence(tmp_path: Path) -> None:
     done = run(*options)
     assert done.returncode == 1
     assert done.stderr.startswith("error: README.md has 0 blocks for the table 'cpu_latency'\nhint: ")
+
+
+def test_a_type_that_could_not_be_built_is_a_row_with_its_reason() -> None:
+    cost = {"weights_mib": 4.0, "seconds": 2.0, "cpu_seconds": 1.0, "peak_mib": 300.0}
+    built = {"model": "vit", "weights": "random", **cost}
+    rows = [
+        {**built, "type": "fp32", "capability": "8.6", "size_mib": 8.0},
+        {**built, "type": "int8", "capability": "8.6", "size_mib": 2.0},
+        {**built, "type": "int8", "capability": "8.9", "size_mib": 3.0},
+        {"model": "swin", "weights": "trained", "type": "int8", "error": "int8: too few images"},
+    ]
+    where = {**DOCUMENT["environment"], "tensorrt-rtx-cu13-bindings": "1.7.1"}
+    text = rtx_table({"environment": where, "batch": [1, 1, 16], "rows": rows})
+    assert "| vit | fp32 | 4.0 | 8.0 |  | 1.0 | 2.0 | 300 |" in text
+    assert "| vit | int8 | 4.0 | 3.0 | 0.38 | 1.0 | 2.0 | 300 |" in text  # the larger of the two
+    assert "| swin | int8: too few images |" in text
+    assert "3 builds for compute capabilities 8.6, 8.9, batches 1 to 16 (best 1)" in text and "a build had 0.50" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1

@@ -41,7 +41,7 @@ class Family:
     processor: str
     sizes: dict[str, Any]
     task: str
-    patch: int
+    patch: int | None
     norms: int
     gelus: int
     operators: set[str] | None
@@ -79,6 +79,11 @@ def _swin(t: Any) -> nn.Module:
     return t.SwinForImageClassification(config)
 
 
+def _mobilevit(t: Any) -> nn.Module:
+    sizes = {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 16, 16, 24], "num_attention_heads": 2}
+    return t.MobileViTForImageClassification(t.MobileViTConfig(image_size=64, num_labels=7, **sizes))
+
+
 def _clip(t: Any) -> nn.Module:
     return t.CLIPModel(t.CLIPConfig(text_config=TEXT, vision_config={"image_size": 32, "patch_size": 8, **ONE}))
 
@@ -97,21 +102,52 @@ FAMILIES = {
     "swin": Family(_swin, "ViTImageProcessor", SQUASHED, "classify", 2, 9, 3, None),
 }
 NAMES = (*FAMILIES, "fashion-mnist")
+STEMMED = {  # whose first convolution overlaps, so that the graph takes the image itself
+    "mobilevit": Family(
+        _mobilevit,
+        "ViTImageProcessor",
+        {"size": {"height": 64, "width": 64}},
+        "classify",
+        None,
+        norms=21,
+        gelus=0,
+        operators=None,
+    )
+}
+OTHERS = (*STEMMED, "eva02")  # not the plain ViT that most tests are about: another stem; rotary positions and a SwiGLU
+EVA02 = Path(__file__).with_name("eva02.py")
 
 
 def save_family(name: str, folder: Path, **settings: Any) -> Path:
-    """Write a family with all of its weights random (transformers starts some at zero); `settings` go to its processor."""
+    """Write a family with random weights; `settings` go to its processor."""
+    chosen = {**FAMILIES, **STEMMED}[name]
+    return save_random(chosen.make, folder, {"image_processor_type": chosen.processor, **chosen.sizes, **settings}, 0.1)
+
+
+def save_random(make: Callable[[Any], nn.Module], folder: Path, processor: dict[str, Any], spread: float) -> Path:
+    """Write what `make` makes of transformers with all of its weights random: those that start at zero, too."""
     import transformers
 
-    chosen = FAMILIES[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = chosen.make(transformers)
+        module = make(transformers)
         for parameter in module.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
+            parameter.data += spread * torch.randn_like(parameter)
+        settle_norms(module, int(getattr(module.config, "image_size", 0)))
     module.save_pretrained(folder)
-    write_processor(folder, {"image_processor_type": chosen.processor, **chosen.sizes, **settings})
+    write_processor(folder, processor)
     return folder
+
+
+def settle_norms(module: nn.Module, size: int) -> None:
+    """Give batch norms the statistics of noise, as training would: without, random convolutions fade away to a constant."""
+    norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d)]
+    if norms:
+        for norm in norms:
+            norm.momentum = 1.0
+        with torch.no_grad():
+            module.train()(torch.randn(8, 3, size, size))
+        module.eval()
 
 
 def write_processor(folder: Path, settings: dict[str, Any]) -> None:
@@ -123,9 +159,11 @@ def write_processor(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def export_family(name: str, folder: Path) -> Exported:
-    """Load a family by its folder, or the trained example by its file, and convert it."""
+    """Load a family by its folder, or the trained example and EVA-02 by their files, and convert it."""
     if name == "fashion-mnist":
         module, card = load_model(MODEL, CHECKPOINT if CHECKPOINT.exists() else None)
+    elif name == "eva02":
+        module, card = load_model(f"{EVA02}:tiny")
     else:
         module, card = load_model(f"hf:{save_family(name, folder)}")
     return Exported(module, *convert(module, card))

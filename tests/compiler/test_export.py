@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.compiler.families import FAMILIES, NAMES, PLAIN, Exported
+from tests.compiler.families import FAMILIES, NAMES, OTHERS, PLAIN, Exported
 from tests.models import engine_rows, operators, random_images, torch_input, write_noise
 from vitedge.compiler.export import OPSET, Difference, compare, convert, export
 from vitedge.compiler.graph import linears, load, metadata, model_card
@@ -41,7 +41,7 @@ def worst_difference(module: nn.Module, model: onnx.ModelProto, card: ModelCard,
 # The families
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, *OTHERS))
 @pytest.mark.parametrize("count", [1, 5])
 def test_every_family_equals_torch_at_any_batch(name: str, count: int, family: Load) -> None:
     exported = family(name)
@@ -79,7 +79,7 @@ def test_the_example_is_made_of_these_operators(family: Load) -> None:
     assert set(operators(family("fashion-mnist").model)) == PLAIN | {"Slice", "Squeeze", "Gather", "Gemm"}
 
 
-@pytest.mark.parametrize("name", ["vit", "deit", "dinov2", "beit", "clip", "swin", "fashion-mnist"])
+@pytest.mark.parametrize("name", ["vit", "deit", "dinov2", "beit", "clip", "swin", "fashion-mnist", "eva02"])
 def test_linears_bear_the_names_of_their_torch_modules(name: str, family: Load) -> None:
     products = (nn.Linear, nn.Conv2d)
     modules = [path for path, module in family(name).module.named_modules() if isinstance(module, products)]
@@ -88,7 +88,7 @@ def test_linears_bear_the_names_of_their_torch_modules(name: str, family: Load) 
     assert all(linear.weight == f"{linear.name}.weight" for linear in found)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, *OTHERS))
 def test_every_node_is_named_once_after_a_torch_module(name: str, family: Load) -> None:
     scopes = {"patches", *(path for path, _ in family(name).module.named_modules())}
     names = [node.name for node in family(name).model.graph.node]
@@ -98,7 +98,7 @@ def test_every_node_is_named_once_after_a_torch_module(name: str, family: Load) 
     assert strangers == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, *OTHERS))
 def test_no_path_of_this_machine_travels_with_the_model(name: str, family: Load) -> None:
     content = family(name).model.SerializeToString()
     for trace in (b"site-packages", b".py", b"/home", str(Path(__file__).parents[2]).encode(), b"pkg.torch"):
@@ -106,7 +106,7 @@ def test_no_path_of_this_machine_travels_with_the_model(name: str, family: Load)
     assert not any(node.metadata_props or node.doc_string for node in family(name).model.graph.node)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, *OTHERS))
 def test_the_card_travels_in_the_metadata(name: str, family: Load) -> None:
     assert model_card(family(name).model) == family(name).card
     assert metadata(family(name).model)["vitedge.variant"] == "fp32"

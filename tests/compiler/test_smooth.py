@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tests import models
 from tests.compiler.conftest import Tiny
-from tests.compiler.families import NAMES, Exported
+from tests.compiler.families import NAMES, OTHERS, Exported
 from tests.engines import sqnr_db
 from tests.models import DEPTH, PLAIN, WIDTH, engine_rows, float_graph, random_images, run_graph, tiny_vit
 from vitedge.compiler.calibrate import calibrate
@@ -38,6 +38,8 @@ FOUND = {  # norms, values and activation functions that Linears read
     "siglip": (3, 2, 2),
     "swin": (4, 3, 3),  # its norms go to the windows first, and Linears read what was moved
     "fashion-mnist": (9, 4, 4),
+    "mobilevit": (18, 9, 9),
+    "eva02": (7, 2, 0),  # the norm in the SwiGLU is one; the product before it is no activation
 }
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -124,7 +126,7 @@ def by_how(found: list[Site]) -> tuple[int, int, int]:
 # What is found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, *OTHERS))
 def test_norms_values_and_activations_are_found_in_every_family(family: Callable[[str], Exported], name: str) -> None:
     model = family(name).model
     found = sites(model)
@@ -181,7 +183,7 @@ def test_what_something_else_reads_too_or_is_an_output_is_left_alone() -> None:
 # What is exact
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, *OTHERS))
 def test_no_familys_function_changes(family: Callable[[str], Exported], name: str) -> None:
     made = family(name)
     changed = smoothed(made.model)
