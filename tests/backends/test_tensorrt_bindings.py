@@ -196,8 +196,9 @@ def test_without_a_driver_opening_a_plan_is_an_error_of_one_sentence(
         from vitedge.backends.tensorrt_log import make_log
         from vitedge.backends.tensorrt_session import deserialize
         from vitedge.errors import EngineError
+        from vitedge.specs import Target
         try:
-            deserialize(tensorrt, Path(sys.argv[1]), make_log(tensorrt))
+            deserialize(tensorrt, Path(sys.argv[1]), make_log(tensorrt), Target())
         except EngineError as error:
             print(error, error.hint, sep=" -> ")
     """
@@ -257,7 +258,7 @@ def test_a_fork_has_a_context_of_its_own_and_the_same_weights(release: str, scen
 
 def test_what_a_session_cannot_do_is_told(release: str, scenes: Callable[[str], dict[str, Scene]]) -> None:
     said = {name: scene.said for name, scene in scenes(release).items()}
-    assert said["not run"] == "TensorRT could not run the engine"
+    assert said["not run"] == "TensorRT could not run the engine: it does not say why"
     assert said["not of that batch"] == "the plan does not take a batch of 4"
     assert said["no memory"] == "there is not enough GPU memory to run this engine"
     assert said["another input"] == "the plan takes int8[16, 48], but its manifest says int8[16, 49]"

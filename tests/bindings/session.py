@@ -157,10 +157,10 @@ def play_refit() -> None:
     tell_of_plan("refitted", "ICudaEngine.serialize")
     into = FOLDER / "refitted"
     into.mkdir()
-    scene("refit", lambda: TENSORRT.refit(FOLDER, ONNX, into) and None)
+    scene("refit", lambda: TENSORRT.refit(FOLDER, TARGET, ONNX, into) and None)
     scenes["refit"]["said"] = (into / TENSORRT.PLAN[0]).read_text("utf-8")
     tell("Refitter.refit_cuda_engine", 0)
-    scene("not refitted", lambda: TENSORRT.refit(FOLDER, ONNX, into))
+    scene("not refitted", lambda: TENSORRT.refit(FOLDER, TARGET, ONNX, into))
 
 
 def play_build() -> None:
