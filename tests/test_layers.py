@@ -20,14 +20,14 @@ LAYERS = (
     ("bench",),
     ("compiler", "runtime"),
     ("backends",),
-    ("preprocess", "images", "workspace"),
+    ("preprocess > pixels", "preprocess > resampling", "images", "workspace"),
     ("specs > errors",),
 )
 LINE = {name: row for row, layer in enumerate(LAYERS) for entry in layer for name in entry.split(" > ")}
 NEIGHBOURS = {tuple(entry.split(" > ")) for layer in LAYERS for entry in layer if " > " in entry}
 # package -> the modules that may import it; a folder stands for all that is in it
 THIRD_PARTY = {
-    "numpy": ("backends", "bench", "bound", "compiler", "runtime", "doctor", "images", "preprocess"),
+    "numpy": ("backends", "bench", "bound", "compiler", "runtime", "doctor", "images", "pixels", "preprocess", "resampling"),
     "PIL": ("images", "preprocess", "runtime/overlay.py"),
     "tomli": ("workspace",),
     "typer": ("cli",),

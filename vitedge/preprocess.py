@@ -9,7 +9,6 @@ nothing of files, cameras, batches or engines.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitedge.errors import VitEdgeError
+from vitedge.resampling import rows_read, scaled_size, seen_region
 from vitedge.specs import ModelCard, Preprocess
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-FILTER_RADIUS = {"bicubic": 2, "bilinear": 1}  # in pixels of the source, or of the result where that is coarser
 SIGN_BIT = np.uint8(0x80)
 
 
@@ -83,34 +82,12 @@ def resize(image: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.uint8]:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
         raise VitEdgeError(f"an image must be a non-empty uint8[height, width, 3] in RGB order, not {_described(image)}")
     source, (height, width) = (image.shape[0], image.shape[1]), spec.size
-    scaled = _scaled_size(source, spec)
-    rows, columns = _seen(source, scaled, spec.size)
-    if scaled == source:
+    rows, columns = seen_region(*source, spec)
+    if scaled_size(source, spec) == source:
         cropped = image[int(rows[0]) : int(rows[1]), int(columns[0]) : int(columns[1])]
         return cropped if spec.channels == 3 else np.asarray(_picture(cropped, spec))[..., None]
     # Resizing no more than the crop keeps halves the time and bounds the memory, whatever the aspect ratio.
     return np.asarray(_resample(image, spec, rows, columns)).reshape(height, width, spec.channels)
-
-
-def seen_region(height: int, width: int, spec: Preprocess) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The (first, last) rows and columns, in its own pixels, that a model sees of an image of `height` x `width`."""
-    return _seen((height, width), _scaled_size((height, width), spec), spec.size)
-
-
-def _seen(
-    source: tuple[int, int], scaled: tuple[int, int], size: tuple[int, int]
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The rows and columns of `source` that are left when it is resized to `scaled` and its center cut to `size`."""
-    # round() takes a half to the even neighbour; so does torchvision's center_crop
-    top, left = (round((whole - kept) / 2) for whole, kept in zip(scaled, size, strict=True))
-    rows = _span(top, size[0], source[0] / scaled[0], source[0])
-    columns = _span(left, size[1], source[1] / scaled[1], source[1])
-    return rows, columns
-
-
-def _span(start: int, length: int, step: float, limit: int) -> tuple[float, float]:
-    """The source coordinates of `length` resized pixels from `start` on, each `step` source pixels wide."""
-    return start * step, min((start + length) * step, limit)
 
 
 def _resample(image: NDArray[np.uint8], spec: Preprocess, rows: tuple[float, float], columns: tuple[float, float]) -> Image.Image:
@@ -121,27 +98,12 @@ def _resample(image: NDArray[np.uint8], spec: Preprocess, rows: tuple[float, flo
     exact arithmetic meets a tie (x.5) in both passes, a pixel may end up two levels off: 3 in a million, of pure noise.
     """
     height, width = spec.size
-    reach = math.ceil(FILTER_RADIUS[spec.interpolation] * max(1, (rows[1] - rows[0]) / height)) + 1
-    first, last = max(0, math.floor(rows[0]) - reach), min(image.shape[0], math.ceil(rows[1]) + reach)
+    first, last = rows_read(image.shape[0], rows, spec)
     resampling = RESAMPLING[spec.interpolation]
     narrow = _picture(image[first:last], spec).resize(
         (width, last - first), resampling, (columns[0], 0, columns[1], last - first)
     )
     return narrow.resize((width, height), resampling, (0, rows[0] - first, width, rows[1] - first))
-
-
-def _scaled_size(source: tuple[int, int], spec: Preprocess) -> tuple[int, int]:
-    """The (height, width) of the whole image once resized, of which the center is cut to `spec.size`."""
-    # the 1e-6 makes 256 of 224 / (224 / 256), whatever the last bit of a crop_pct that was itself a quotient
-    target_height, target_width = (math.floor(side / spec.crop_pct + 1e-6) for side in spec.size)
-    if spec.resize == "squash":
-        return target_height, target_width
-    height, width = source
-    # torchvision's Resize truncates the longer side; timm's ResizeKeepRatio, for a size that is not square, rounds it
-    whole = math.floor if target_height == target_width else round
-    if height * target_width <= width * target_height:
-        return target_height, whole(width * target_height / height)
-    return whole(height * target_width / width), target_width
 
 
 def _picture(image: NDArray[np.uint8], spec: Preprocess) -> Image.Image:

@@ -30,6 +30,7 @@ SmoothingMethod = Literal["auto", "fixed", "none"]
 Rounding = Literal["gptq", "nearest"]
 FloatType = Literal["fp32", "fp16", "bf16"]
 ComputeType = Literal["int8", "fp16", "bf16", "fp32"]
+PixelFormat = Literal["rgb", "bgr", "grey", "yuyv", "nv12"]
 Hardware = Literal["this", "same-capability", "ampere-plus"]
 
 COMPUTE_TYPES = typing.get_args(ComputeType)
@@ -298,12 +299,16 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture: uint8[H, W, 3] RGB, its index in the source and its capture time (perf_counter_ns)."""
+    """One picture, its index in the source and its capture time (perf_counter_ns).
+
+    image: uint8[H, W, 3] RGB; of another format, as vitedge.pixels lays it out.
+    """
 
     image: NDArray[np.uint8]
     index: int
     captured_ns: int
     name: str = ""
+    pixels: PixelFormat = "rgb"
 
 
 @dataclass(frozen=True, slots=True)

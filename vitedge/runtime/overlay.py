@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitedge.errors import VitEdgeError
-from vitedge.preprocess import seen_region
+from vitedge.resampling import seen_region
 from vitedge.runtime.camera import load_cv2
 from vitedge.specs import Frame, ModelCard, Prediction, Preprocess, Timing
 from vitedge.workspace import staged, writing
