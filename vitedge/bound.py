@@ -235,4 +235,5 @@ def calibration_rows(prepared: ModelProto, files: Sequence[ImageFile], recipe: R
 
 
 def scales_path(model: Path, recipe: Recipe, root: Path) -> Path:
+    """Where the workspace keeps the table of scales of a model and a recipe."""
     return root / "calibration" / "scales" / f"{read_source(model).card.name}.{recipe.name}.json"

@@ -212,7 +212,7 @@ def test_four_bits_halve_the_weights_and_freed_linears_are_float_again(quantized
     assert freed and told(bounded).weights["fp32"] and sum(told(bounded).macs.values()) == sum(plain.macs.values())
 
 
-def test_fp16_is_counted_as_fp16(quantized: Callable[[Recipe], Path], tmp_path: Path) -> None:
+def test_fp16_is_counted_as_fp16(tiny: Tiny, quantized: Callable[[Recipe], Path], tmp_path: Path) -> None:
     plain = quantized(PLAIN)
-    assert precision.convert(plain, "fp16", tmp_path / "half.onnx", []) == []
+    assert precision.convert(plain, "fp16", tmp_path / "half.onnx", tiny.files) == []
     assert told(tmp_path / "half.onnx") == told(plain).floats_in("fp16")
