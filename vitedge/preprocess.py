@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitedge.errors import VitEdgeError
+from vitedge.pixels import to_rgb
 from vitedge.resampling import rows_read, scaled_size, seen_region
-from vitedge.specs import ModelCard, Preprocess
+from vitedge.specs import ModelCard, PixelFormat, Preprocess
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 SIGN_BIT = np.uint8(0x80)
 
 
-def write_input(image: NDArray[np.uint8], card: ModelCard, out: NDArray[Any]) -> None:
-    """Resize `image`, uint8[H, W, 3] RGB, and write it to `out`, one C-contiguous row of the engine's input.
+def write_input(image: NDArray[np.uint8], card: ModelCard, out: NDArray[Any], pixels: PixelFormat = "rgb") -> None:
+    """Resize `image`, laid out as `vitedge.pixels` says, and write it to `out`, one C-contiguous row of the engine's input.
 
     out: int8[N, P*P*C] where the card has a patch: patches in raster order, each [py][px][c], values pixel - 128;
     else uint8[h, w, C]. A VitEdgeError says which dtype or shape does not fit.
@@ -32,12 +33,12 @@ def write_input(image: NDArray[np.uint8], card: ModelCard, out: NDArray[Any]) ->
     shape, dtype = input_shape(card), input_dtype(card)
     if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
         raise VitEdgeError(f"the input buffer of {card.name} must be a contiguous {dtype}{list(shape)}, not {_described(out)}")
-    pixels = resize(image, card.preprocess)
+    resized = resize(to_rgb(image, pixels), card.preprocess)
     if card.patch is None:
-        out[...] = pixels
+        out[...] = resized
     else:
         rows, columns = patch_grid(card.preprocess, card.patch)
-        patched = pixels.reshape(rows, card.patch, columns, card.patch, -1).transpose(0, 2, 1, 3, 4)
+        patched = resized.reshape(rows, card.patch, columns, card.patch, -1).transpose(0, 2, 1, 3, 4)
         np.bitwise_xor(patched, SIGN_BIT, out=out.view(np.uint8).reshape(patched.shape))
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.preprocess import write_input
 from vitedge.runtime.predictor import Predictor
-from vitedge.specs import Frame, Manifest, ModelCard, Prediction, Preprocess, Target, Task, TensorSpec
+from vitedge.specs import Frame, Manifest, ModelCard, PixelFormat, Prediction, Preprocess, Target, Task, TensorSpec
 
 SIZE, PATCH, CLASSES = 16, 8, 10
 NAMES = tuple(f"class {i}" for i in range(CLASSES))
@@ -27,6 +27,9 @@ class LinearEngine:
         self.weights = np.random.default_rng(0).normal(0, 0.003, (self.input[0].size, CLASSES)).astype(np.float32)
         self.output = np.zeros((max_batch, CLASSES), np.float32)
         self.runs = 0
+
+    def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat) -> None:
+        write_input(picture, self.manifest.card, self.input[row], pixels)
 
     def run(self, count: int) -> NDArray[np.float32]:
         self.runs += 1

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from vitedge.backends.layers import Profile
 from vitedge.errors import EngineError, VitEdgeError
-from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, Target
+from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, PixelFormat, Target
 
 Progress = Callable[[str, float], object]  # told the phase of a build, and how much of the whole is done, 0 to 1
 
@@ -49,11 +49,17 @@ class Session(Protocol):
     input: NDArray[Any]
     """[max batch, ...], int8 patches or uint8 pixels; owned by the session and written by preprocessing."""
 
+    def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat) -> None:
+        """Preprocess a picture (see `vitedge.pixels`) into a row of the input, which may lie on the device."""
+
     def run(self, count: int) -> NDArray[np.float32]:
         """The first output for the first `count` rows of `input`, float32[count, ...]; valid until the next run."""
 
+    def fork(self) -> Session:
+        """Another session of the same plan, with an input of its own; the two may run at once, in a thread each."""
+
     def close(self) -> None:
-        """Free what the backend holds; a second call does nothing."""
+        """Free what this session holds; a second call does nothing."""
 
 
 class BackendModule(Protocol):

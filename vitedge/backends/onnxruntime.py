@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from vitedge.backends import Progress, refuse_newer
 from vitedge.backends.layers import Profile
 from vitedge.errors import EngineError, first_line, import_package
-from vitedge.preprocess import input_dtype, input_shape
-from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, Target
+from vitedge.preprocess import input_dtype, input_shape, write_input
+from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, PixelFormat, Target
 
 PACKAGE, EXTRA = "onnxruntime", "compile"
 PLAN = ("model.onnx",)
@@ -94,14 +94,22 @@ class OnnxRuntimeSession:
 
     def __init__(self, session: Any, card: ModelCard, target: Target) -> None:
         self.input: NDArray[Any] = np.zeros((target.batch[2], *input_shape(card)), input_dtype(card))
-        self._session = session
+        self._session, self._card, self._target = session, card, target
         self._names = [session.get_outputs()[0].name], session.get_inputs()[0].name
+
+    def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat) -> None:
+        """Preprocess a picture into a row of `input`."""
+        write_input(picture, self._card, self.input[row], pixels)
 
     def run(self, count: int) -> NDArray[np.float32]:
         """The first output for the first `count` rows, float32[count, ...]."""
         outputs, name = self._names
         result: NDArray[np.float32] = self._session.run(outputs, {name: self.input[:count]})[0]
         return result
+
+    def fork(self) -> OnnxRuntimeSession:
+        """The same session, which threads may share, with an input buffer of its own."""
+        return OnnxRuntimeSession(self._session, self._card, self._target)
 
     def close(self) -> None:
         """Drop the session."""

@@ -12,6 +12,7 @@ import functools
 import importlib
 import math
 import re
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +25,8 @@ from numpy.typing import NDArray
 from vitedge.backends import Progress, refuse_newer
 from vitedge.backends.layers import ACTIVATIONS, QDQ, Kind, Layer, Profile, operator
 from vitedge.errors import EngineError, import_package
-from vitedge.preprocess import input_dtype, input_shape
-from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, Target
+from vitedge.preprocess import input_dtype, input_shape, write_input
+from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, PixelFormat, Target
 
 PACKAGE, EXTRA = "openvino", "cpu"
 PLAN = ("model.xml", "model.bin")
@@ -110,7 +111,7 @@ def check(manifest: Manifest) -> None:
 def open(folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> OpenVinoSession:  # noqa: A001
     """Read the plan in `folder` and compile it for this processor."""
     try:
-        return OpenVinoSession(_openvino().Core().read_model(folder / PLAN[0]), card, target, float_type)
+        return OpenVinoSession(Compiled(_openvino().Core().read_model(folder / PLAN[0]), target, float_type), card, target)
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot open {folder}: {_reason(error)}", hint="build the engine again") from error
 
@@ -257,20 +258,42 @@ def _kind(layer: str, operations: list[str], origins: tuple[str, ...]) -> Kind:
     return "activation" if operators and operators <= set(ACTIVATIONS) else "other"
 
 
-class OpenVinoSession:
-    """A plan compiled for this processor: at its best batch with static shapes, at others with a dynamic one.
+class Compiled:
+    """A plan compiled for this processor, for all sessions of it: at its best batch with static shapes, else with a dynamic one.
 
-    Static shapes are faster, so the batch in `target.batch[1]` gets a
-    compilation of its own; the dynamic one is made when another batch is first asked for.
+    Static shapes are faster, so the batch in `target.batch[1]` gets a compilation of its own; the dynamic one is made when
+    another batch is first asked for.
     """
 
-    def __init__(self, model: Any, card: ModelCard, target: Target, float_type: FloatType) -> None:
-        self.input: NDArray[Any] = np.zeros((target.batch[2], *input_shape(card)), input_dtype(card))
+    def __init__(self, model: Any, target: Target, float_type: FloatType) -> None:
         self._model, self._target, self._float_type = model, target, float_type
-        self._requests: dict[int, Any] = {}
-        self._best = target.batch[1]
-        self._requests[self._best] = self._bind(_compile(model, target, float_type, self._best), self._best)
+        self._best = _compile(model, target, float_type, target.batch[1])
         self._dynamic: Any = None
+        self._turn = threading.Lock()  # sessions in several threads may ask for the dynamic one at once
+
+    def request(self, count: int) -> Any:
+        """A new inference request for a batch of `count`."""
+        if count == self._target.batch[1]:
+            return self._best.create_infer_request()
+        with self._turn:
+            if self._dynamic is None:
+                self._dynamic = _compile(self._model, self._target, self._float_type, None)
+        return self._dynamic.create_infer_request()
+
+
+class OpenVinoSession:
+    """An input buffer, and a request for each batch size that reads its first rows where they lie."""
+
+    def __init__(self, compiled: Compiled, card: ModelCard, target: Target) -> None:
+        self.input: NDArray[Any] = np.zeros((target.batch[2], *input_shape(card)), input_dtype(card))
+        self._compiled: Compiled | None = compiled
+        self._card, self._target = card, target
+        self._requests: dict[int, Any] = {}
+        self._request(target.batch[1])
+
+    def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat) -> None:
+        """Preprocess a picture into a row of `input`."""
+        write_input(picture, self._card, self.input[row], pixels)
 
     def run(self, count: int) -> NDArray[np.float32]:
         """The first output for the first `count` rows, float32[count, ...]; valid until the next run."""
@@ -279,21 +302,23 @@ class OpenVinoSession:
         result: NDArray[np.float32] = request.get_output_tensor(0).data
         return result
 
+    def fork(self) -> OpenVinoSession:
+        """Another session of the same compiled plan, with an input buffer of its own."""
+        if self._compiled is None:
+            raise EngineError("the session is closed")
+        return OpenVinoSession(self._compiled, self._card, self._target)
+
     def close(self) -> None:
-        """Drop the compiled models."""
+        """Drop the requests, and with the last session the compiled models."""
         self._requests.clear()
-        self._model = self._dynamic = None
+        self._compiled = None
 
     def _request(self, count: int) -> Any:
-        if self._dynamic is None:
-            self._dynamic = _compile(self._model, self._target, self._float_type, None)
-        self._requests[count] = self._bind(self._dynamic, count)
-        return self._requests[count]
-
-    def _bind(self, compiled: Any, count: int) -> Any:
-        """An inference request that reads the first `count` rows of the input buffer where they lie."""
-        request = compiled.create_infer_request()
+        if self._compiled is None:
+            raise EngineError("the session is closed")
+        request = self._compiled.request(count)
         request.set_input_tensor(_openvino().Tensor(self.input[:count], shared_memory=True))
+        self._requests[count] = request
         return request
 
 

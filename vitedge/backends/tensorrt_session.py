@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from vitedge.backends import cuda
 from vitedge.backends.tensorrt_log import make_profiler, sentence
 from vitedge.errors import EngineError
-from vitedge.preprocess import input_dtype, input_shape
-from vitedge.specs import ModelCard, Target
+from vitedge.preprocess import input_dtype, input_shape, write_input
+from vitedge.specs import ModelCard, PixelFormat, Target
 
 
 def deserialize(trt: Any, path: Path, log: Any, target: Target) -> Any:
@@ -61,6 +61,10 @@ class TensorRtSession:
         for name, buffer in zip((self._name, *outputs), (self._in, *self._out), strict=True):
             self._context.set_tensor_address(name, buffer.address)
         self.input: NDArray[Any] = self._in.host
+
+    def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat) -> None:
+        """Preprocess a picture into a row of `input`."""
+        write_input(picture, self._card, self.input[row], pixels)
 
     def run(self, count: int) -> NDArray[np.float32]:
         """The first output for the first `count` rows of `input`, float32[count, ...]; valid until the next run."""

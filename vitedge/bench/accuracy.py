@@ -22,11 +22,12 @@ from vitedge.bench.roofline import engine_bound_ms
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.images import ImageFile, labels_of, stream
 from vitedge.preprocess import write_input
-from vitedge.specs import BenchRow, ModelCard
+from vitedge.specs import BenchRow, ModelCard, PixelFormat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from vitedge.backends import Session
     from vitedge.runtime.engine import Engine
 
 UNKNOWN = -1  # the class of an image without a usable label
@@ -131,6 +132,10 @@ class Recording:
         self._engine, self._position = engine, 0
         self._answers: list[NDArray[np.float32]] = []
 
+    def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat) -> None:
+        """Preprocess a picture into a row of the engine's input."""
+        self._engine.write(row, picture, pixels)
+
     def run(self, count: int) -> NDArray[np.float32]:
         """The engine's answer to what was in `input` at this call of the first time."""
         if self._position == len(self._answers):
@@ -141,6 +146,10 @@ class Recording:
     def rewind(self) -> None:
         """Begin again with the first answer."""
         self._position = 0
+
+    def fork(self) -> Session:
+        """The engine once more, which records nothing."""
+        return self._engine.fork()
 
     def close(self) -> None:
         """The engine belongs to whoever opened it."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vitedge.backends import Session, load_backend
 from vitedge.backends.build import plan_sha256
 from vitedge.errors import EngineError, VitEdgeError
-from vitedge.specs import Manifest, from_dict
+from vitedge.specs import Manifest, PixelFormat, from_dict
 from vitedge.workspace import read_json
 
 
@@ -89,9 +89,15 @@ class Engine:
                 f"a batch of {count} does not fit this engine, which was built for 1 to {self.max_batch}", hint=hint
             )
         with self._turn:
-            if self._session is None:
-                raise EngineError(f"{self.path} is closed")
-            return self._session.run(max(count, self.manifest.target.batch[0]))[:count]
+            return self._open().run(max(count, self.manifest.target.batch[0]))[:count]
+
+    def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat = "rgb") -> None:
+        """Preprocess a picture, laid out as `vitedge.pixels` says, into a row of `input`."""
+        self._open().write(row, picture, pixels)
+
+    def fork(self) -> Engine:
+        """The same plan, opened once more with an `input` of its own: engines that run in a thread each, and are closed each."""
+        return Engine(self.path, self.manifest, self._open().fork())
 
     def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Copy `rows` ([count, ...] of the input's dtype) in, run them, and return a copy of the answer; safe in any thread."""
@@ -117,6 +123,11 @@ class Engine:
             if self._session is not None:
                 self._session.close()
                 self._session = None
+
+    def _open(self) -> Session:
+        if self._session is None:
+            raise EngineError(f"{self.path} is closed")
+        return self._session
 
     def __enter__(self) -> Engine:
         return self

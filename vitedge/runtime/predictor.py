@@ -9,34 +9,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.errors import EngineError, VitEdgeError
-from vitedge.preprocess import write_input
-from vitedge.specs import Frame, Manifest, ModelCard, Prediction, Timing
+from vitedge.specs import Frame, Manifest, ModelCard, PixelFormat, Prediction, Timing
 
 EXPORT_CLASSIFIER = "export it again, with an output of [batch, classes] or as a model of another task"
 EXPORT_LABELS = "export the model again with one label a class, in the order of its outputs"
 
 
 class InferenceEngine(Protocol):
-    """What the predictor needs of an engine.
-
-    input: int8 or uint8 [max_batch, ...], written row by row before `run`.
-    """
+    """What the predictor needs of an engine."""
 
     @property
     def manifest(self) -> Manifest: ...
     @property
     def max_batch(self) -> int: ...
-    @property
-    def input(self) -> NDArray[Any]: ...
+
+    def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat) -> None:
+        """Preprocess a picture into a row of the input."""
 
     def run(self, count: int) -> NDArray[np.float32]:
-        """The outputs float32[count, ...] of the first `count` rows of `input`; valid until the next run."""
+        """The outputs float32[count, ...] of the first `count` rows of the input; valid until the next run."""
 
 
 class Predictor:
@@ -72,8 +69,7 @@ class Predictor:
         if not frames:
             return []
         began = time.perf_counter_ns()
-        # the input has max_batch rows, of which the first are taken
-        prepared = [self._prepare(frame, row) for frame, row in zip(frames, self._engine.input, strict=False)]
+        prepared = [self._prepare(frame, row) for row, frame in enumerate(frames)]
         infer = time.perf_counter_ns()
         outputs = self._engine.run(len(frames))
         infer_ms = _ms(time.perf_counter_ns() - infer) / len(frames)
@@ -82,10 +78,10 @@ class Predictor:
             for output, frame, preprocess_ms in zip(outputs, frames, prepared, strict=True)
         ]
 
-    def _prepare(self, frame: Frame, row: NDArray[Any]) -> float:
+    def _prepare(self, frame: Frame, row: int) -> float:
         """Fill one row of the engine's input; the milliseconds that took."""
         start = time.perf_counter_ns()
-        write_input(frame.image, self._card, row)
+        self._engine.write(row, frame.image, frame.pixels)
         return _ms(time.perf_counter_ns() - start)
 
     def _answer(self, output: NDArray[np.float32], capture_ms: float, preprocess_ms: float, infer_ms: float) -> Prediction:
