@@ -21,11 +21,13 @@ from vitedge.errors import VitEdgeError
 from vitedge.specs import Frame, Manifest, ModelCard, Prediction, Preprocess, Recipe, ScaleTable, Target, TensorSpec, Timing
 
 if TYPE_CHECKING:
+    from vitedge.runtime.batcher import Batcher
     from vitedge.runtime.engine import Engine, open_engine
     from vitedge.runtime.predictor import Predictor
 
 __version__ = "0.1.0"
 __all__ = [
+    "Batcher",
     "Engine",
     "Frame",
     "Manifest",
@@ -42,7 +44,12 @@ __all__ = [
     "open_engine",
 ]
 
-_LATER = {"Engine": "runtime.engine", "open_engine": "runtime.engine", "Predictor": "runtime.predictor"}
+_LATER = {
+    "Batcher": "runtime.batcher",
+    "Engine": "runtime.engine",
+    "open_engine": "runtime.engine",
+    "Predictor": "runtime.predictor",
+}
 
 
 def __getattr__(name: str) -> Any:

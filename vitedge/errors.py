@@ -4,6 +4,9 @@ VitEdgeError              anything below; the command line prints `error:` and `
 ├─ MissingPackageError    a package of an optional extra is not installed
 ├─ ImageError             one image or frame cannot be decoded; streams skip it and count
 ├─ ModelError             a model or ONNX file cannot be exported, calibrated or quantized
+├─ QueueError             a request was not answered, though nothing is wrong with it
+│  ├─ QueueFullError      there was no room for it, or a newer one took its place
+│  └─ DeadlineError       its time had passed before its turn came
 └─ EngineError            an engine directory cannot be built, opened or fed
    ├─ AbsentDeviceError   only the device that will run the engine can build it, and it is not this machine
    └─ BuildError          a vendor's builder gave up; it has its log
@@ -36,6 +39,18 @@ class ImageError(VitEdgeError):
 
 class ModelError(VitEdgeError):
     """A checkpoint, module or ONNX graph that does not fit what was asked of it."""
+
+
+class QueueError(VitEdgeError):
+    """A request that was not answered, though nothing is wrong with it."""
+
+
+class QueueFullError(QueueError):
+    """There was no room for a request, or a newer one took its place."""
+
+
+class DeadlineError(QueueError):
+    """The time of a request had passed before its turn came."""
 
 
 class EngineError(VitEdgeError):

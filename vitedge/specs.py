@@ -36,6 +36,7 @@ Hardware = Literal["this", "same-capability", "ampere-plus"]
 COMPUTE_TYPES = typing.get_args(ComputeType)
 WEIGHT_BITS = {"int4": 4, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}  # that one number is stored in
 MAX_BATCH = 4096  # that exported graphs are declared for
+MAX_STREAMS = 64
 MAX_THREADS = 1024
 LARGEST = 1e30  # of a range, scale or shift: float32 multiplies it without overflow, and no healthy model comes near
 TOLERANCE = 1e-4  # how far an exported model may lie from torch, as a part of its output's range
@@ -237,6 +238,8 @@ class Target:
     """What to build for: a backend, its batch profile (min, opt, max) and how hard to try. No precision: the graph has that.
 
     backend: a key of `vitedge.backends.BACKENDS`, which `load_backend` checks. threads: of a CPU backend; None = all cores.
+    streams: how many batches run at once, each on its share of the device: more images a second, each of them later; 0 = as many
+    as the backend finds best. It can be chosen again when the engine is opened.
     The rest is for GPUs. capability: the compute capability that is built for, e.g. "8.7"; None = that of the GPU which is here.
     workspace_mib: scratch memory that the builder may plan with; None = all there is. optimization_level: 0 to 5, how long
     the builder looks for fast kernels. hardware: which other GPUs may run the engine. version_compatible: whether later
@@ -247,6 +250,7 @@ class Target:
     backend: str = "openvino"
     batch: tuple[int, int, int] = (1, 1, 16)
     threads: int | None = None
+    streams: int = 1
     capability: str | None = None
     workspace_mib: int | None = None
     optimization_level: int = 3
@@ -264,6 +268,7 @@ class Target:
         _require(
             self.threads is None or 0 < self.threads <= MAX_THREADS, f"threads must be 1 to {MAX_THREADS}, not {self.threads}"
         )
+        _require(0 <= self.streams <= MAX_STREAMS, f"streams must be 0 to {MAX_STREAMS}, not {self.streams}")
         numbered = self.capability is None or re.fullmatch(r"\d+\.\d", self.capability)
         _require(bool(numbered), f'capability must be MAJOR.MINOR in quotes, such as "8.7", not {self.capability!r}')
         _require(
@@ -313,17 +318,21 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds spent on one frame, stage by stage; `capture_ms` is its age when work on it began."""
+    """Milliseconds spent on one frame, stage by stage.
+
+    capture_ms: its age when it was handed over. queue_ms: it waited for its turn and for its batch, without a queue 0.
+    """
 
     capture_ms: float
     preprocess_ms: float
     infer_ms: float
     postprocess_ms: float
+    queue_ms: float = 0.0
 
     @property
     def total_ms(self) -> float:
         """All stages together, in milliseconds."""
-        return self.capture_ms + self.preprocess_ms + self.infer_ms + self.postprocess_ms
+        return self.capture_ms + self.queue_ms + self.preprocess_ms + self.infer_ms + self.postprocess_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,9 @@ class Session(Protocol):
     input: NDArray[Any]
     """[max batch, ...], int8 patches or uint8 pixels; owned by the session and written by preprocessing."""
 
+    streams: int
+    """How many sessions of the plan compute at a time; more of them wait for each other."""
+
     def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat) -> None:
         """Preprocess a picture (see `vitedge.pixels`) into a row of the input, which may lie on the device."""
 

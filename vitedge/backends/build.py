@@ -89,7 +89,7 @@ def prepare_build(onnx: Path, target: Target, engines: Path) -> Build:
     target, version = backend.resolve(target), backend.version()
     source, float_type = check_graph(onnx, target)
     digest = sha256(onnx)
-    key = content_key(digest, to_dict(dataclasses.replace(target, peaks=None)), version, float_type)
+    key = content_key(digest, to_dict(dataclasses.replace(target, peaks=None, streams=1)), version, float_type)
     folder = engines / source.card.name / f"{source.variant}-{key}"
     return Build(onnx, digest, source, target, backend, version, float_type, folder)
 

@@ -95,6 +95,7 @@ class OnnxRuntimeSession:
     def __init__(self, session: Any, card: ModelCard, target: Target) -> None:
         self.input: NDArray[Any] = np.zeros((target.batch[2], *input_shape(card)), input_dtype(card))
         self._session, self._card, self._target = session, card, target
+        self.streams = max(1, target.streams)  # each run of ONNX Runtime takes the threads of all, so more than one gains little
         self._names = [session.get_outputs()[0].name], session.get_inputs()[0].name
 
     def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat) -> None:

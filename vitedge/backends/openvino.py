@@ -259,26 +259,27 @@ def _kind(layer: str, operations: list[str], origins: tuple[str, ...]) -> Kind:
 
 
 class Compiled:
-    """A plan compiled for this processor, for all sessions of it: at its best batch with static shapes, else with a dynamic one.
+    """A plan compiled for this processor, for all sessions of it.
 
-    Static shapes are faster, so the batch in `target.batch[1]` gets a compilation of its own; the dynamic one is made when
-    another batch is first asked for.
+    Static shapes are faster, so the best and the largest batch get a compilation each, and all others share a dynamic one.
+    The best is compiled at once, the others when they are first asked for. streams: how many requests run at a time.
     """
 
     def __init__(self, model: Any, target: Target, float_type: FloatType) -> None:
         self._model, self._target, self._float_type = model, target, float_type
-        self._best = _compile(model, target, float_type, target.batch[1])
-        self._dynamic: Any = None
-        self._turn = threading.Lock()  # sessions in several threads may ask for the dynamic one at once
+        self._compiled: dict[int | None, Any] = {}
+        self._turn = threading.Lock()  # sessions in several threads may ask for the same one at once
+        self.streams = int(self._for_batch(target.batch[1]).get_property("NUM_STREAMS"))
 
     def request(self, count: int) -> Any:
         """A new inference request for a batch of `count`."""
-        if count == self._target.batch[1]:
-            return self._best.create_infer_request()
+        return self._for_batch(count if count in self._target.batch[1:] else None).create_infer_request()
+
+    def _for_batch(self, batch: int | None) -> Any:
         with self._turn:
-            if self._dynamic is None:
-                self._dynamic = _compile(self._model, self._target, self._float_type, None)
-        return self._dynamic.create_infer_request()
+            if batch not in self._compiled:
+                self._compiled[batch] = _compile(self._model, self._target, self._float_type, batch)
+            return self._compiled[batch]
 
 
 class OpenVinoSession:
@@ -288,6 +289,7 @@ class OpenVinoSession:
         self.input: NDArray[Any] = np.zeros((target.batch[2], *input_shape(card)), input_dtype(card))
         self._compiled: Compiled | None = compiled
         self._card, self._target = card, target
+        self.streams = compiled.streams
         self._requests: dict[int, Any] = {}
         self._request(target.batch[1])
 
@@ -375,13 +377,18 @@ def _compile(model: Any, target: Target, float_type: FloatType, batch: int | Non
     shape = model.inputs[0].partial_shape
     shape[0] = openvino.Dimension(target.batch[0], target.batch[2]) if batch is None else batch
     model.reshape(shape)
-    config = {**_config(float_type, target.threads), "PERF_COUNT": "YES" if profiled else "NO"}
+    config = {**_config(float_type, target.threads, target.streams), "PERF_COUNT": "YES" if profiled else "NO"}
     return openvino.Core().compile_model(model, "CPU", config)
 
 
-def _config(float_type: FloatType, threads: int | None) -> dict[str, str]:
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISION[float_type]}
-    return {**config, "INFERENCE_NUM_THREADS": str(threads)} if threads else config
+def _config(float_type: FloatType, threads: int | None, streams: int = 1) -> dict[str, str]:
+    """What OpenVINO is asked for; of several streams, each computes on its share of the cores."""
+    config = {"PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT", "INFERENCE_PRECISION_HINT": PRECISION[float_type]}
+    return (
+        config
+        | ({"NUM_STREAMS": str(streams)} if streams > 1 else {})
+        | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
+    )
 
 
 def _reason(error: Exception) -> str:

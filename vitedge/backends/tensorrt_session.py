@@ -39,6 +39,7 @@ class TensorRtSession:
 
     def __init__(self, trt: Any, engine: Any, log: Any, card: ModelCard, target: Target) -> None:
         self._trt, self._engine, self._log, self._card, self._target = trt, engine, log, card, target
+        self.streams = target.streams or 2  # a second context fills the gaps between the kernels of the first
         self._device = cuda.Device()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]

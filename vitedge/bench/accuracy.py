@@ -128,7 +128,7 @@ class Recording:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.input = engine.input
+        self.input, self.streams = engine.input, engine.streams
         self._engine, self._position = engine, 0
         self._answers: list[NDArray[np.float32]] = []
 

@@ -11,6 +11,7 @@ knows nothing of torch or onnx.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,9 +26,10 @@ from vitedge.specs import Manifest, PixelFormat, from_dict
 from vitedge.workspace import read_json
 
 
-def open_engine(path: str | Path) -> Engine:
+def open_engine(path: str | Path, streams: int | None = None) -> Engine:
     """Open the engine in the directory `path`, after checking that it is whole and fits this machine.
 
+    streams: how many forks of it compute at a time, 0 for as many as the backend finds best; by default what its target says.
     EngineError: not an engine, a plan that was changed or cut short, one made by a newer backend, or one whose float
     type this device does not compute in.
     """
@@ -47,6 +49,8 @@ def open_engine(path: str | Path) -> Engine:
             f"{folder} computes in {manifest.float_type}, which {backend.device(manifest.target)} does not do natively",
             hint="build the engine again on this machine",
         )
+    if streams is not None:
+        manifest = replace(manifest, target=replace(manifest.target, streams=streams))
     return Engine(folder, manifest, backend.open(folder, manifest.card, manifest.target, manifest.float_type))
 
 
@@ -64,7 +68,8 @@ def read_manifest(folder: Path) -> Manifest:
 class Engine:
     """An open engine: a buffer to write into and a way to run what is in it.
 
-    input: [max_batch, ...], int8 patches or uint8 pixels. max_batch: the largest batch it was built for.
+    input: [max_batch, ...], int8 patches or uint8 pixels. max_batch: the largest batch it was built for. streams: how many
+    forks of it compute at a time.
 
     Threads that share an engine take turns: `run`, a call and `close` wait for one another. There is one buffer for what
     goes in and one for what comes out, though, and each call overwrites both. So threads must agree on who fills `input`
@@ -74,7 +79,7 @@ class Engine:
 
     def __init__(self, path: Path, manifest: Manifest, session: Session) -> None:
         self.path, self.manifest = path, manifest
-        self.input, self.max_batch = session.input, manifest.target.batch[2]
+        self.input, self.streams, self.max_batch = session.input, session.streams, manifest.target.batch[2]
         self._session: Session | None = session
         self._turn = threading.RLock()  # a call holds it around its run
 

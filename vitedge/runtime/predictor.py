@@ -72,27 +72,33 @@ class Predictor:
         prepared = [self._prepare(frame, row) for row, frame in enumerate(frames)]
         infer = time.perf_counter_ns()
         outputs = self._engine.run(len(frames))
-        infer_ms = _ms(time.perf_counter_ns() - infer) / len(frames)
-        return [
-            self._answer(output, _ms(began - frame.captured_ns), preprocess_ms, infer_ms)
-            for output, frame, preprocess_ms in zip(outputs, frames, prepared, strict=True)
-        ]
+        infer_ms = elapsed_ms(infer) / len(frames)
+        predictions = []
+        for output, frame, preprocess_ms in zip(outputs, frames, prepared, strict=True):
+            start = time.perf_counter_ns()
+            top, array = self.read(output)
+            age_ms = (began - frame.captured_ns) / 1e6
+            predictions.append(Prediction(top, array, Timing(age_ms, preprocess_ms, infer_ms, elapsed_ms(start))))
+        return predictions
+
+    def read(self, output: NDArray[np.float32]) -> tuple[tuple[tuple[str, float], ...], NDArray[np.float32]]:
+        """One row of the engine's output as `Prediction.top` and `Prediction.array`, which outlive the next run."""
+        array = np.array(output, np.float32)
+        peak = array.max()  # a NaN anywhere comes through; a logit of -inf is a probability of zero
+        if not np.isfinite(peak):
+            raise EngineError(f"the engine's output holds {peak}", hint="an overflow? compare it with the fp32 engine")
+        return (_top(array, self._card, self._top_k) if self._card.task == "classify" else ()), array
 
     def _prepare(self, frame: Frame, row: int) -> float:
         """Fill one row of the engine's input; the milliseconds that took."""
         start = time.perf_counter_ns()
         self._engine.write(row, frame.image, frame.pixels)
-        return _ms(time.perf_counter_ns() - start)
+        return elapsed_ms(start)
 
-    def _answer(self, output: NDArray[np.float32], capture_ms: float, preprocess_ms: float, infer_ms: float) -> Prediction:
-        """One row of the engine's output as a Prediction that stays valid after the next run."""
-        start = time.perf_counter_ns()
-        array = np.array(output, np.float32)
-        peak = array.max()  # a NaN anywhere comes through; a logit of -inf is a probability of zero
-        if not np.isfinite(peak):
-            raise EngineError(f"the engine's output holds {peak}", hint="an overflow? compare it with the fp32 engine")
-        top = _top(array, self._card, self._top_k) if self._card.task == "classify" else ()
-        return Prediction(top, array, Timing(capture_ms, preprocess_ms, infer_ms, _ms(time.perf_counter_ns() - start)))
+
+def elapsed_ms(start_ns: int) -> float:
+    """Milliseconds since a time of `perf_counter_ns`."""
+    return (time.perf_counter_ns() - start_ns) / 1e6
 
 
 def _check_labels(card: ModelCard) -> None:
@@ -114,10 +120,14 @@ def _top(logits: NDArray[np.float32], card: ModelCard, count: int) -> tuple[tupl
     if labels and len(labels) != len(logits):
         raise EngineError(f"{card.name} has {len(logits)} outputs and {len(labels)} labels", hint=EXPORT_LABELS)
     weights = np.exp(np.subtract(logits, logits.max(), dtype=np.float64))  # at most 1: no logit is too large
-    total = weights.sum()
-    best = np.argsort(-logits, kind="stable")[:count]
-    return tuple((labels[i] if labels else str(i), float(weights[i] / total)) for i in best)
+    shares = weights / weights.sum()
+    return tuple((labels[i] if labels else str(i), float(shares[i])) for i in _largest(logits, count))
 
 
-def _ms(nanoseconds: int) -> float:
-    return nanoseconds / 1e6
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Where the `count` largest are, the largest first, of equals the first; without sorting a thousand others."""
+    if count >= len(values):
+        return np.argsort(-values, kind="stable")
+    least = np.partition(values, -count)[-count]
+    found = np.flatnonzero(values >= least)
+    return found[np.argsort(-values[found], kind="stable")][:count]

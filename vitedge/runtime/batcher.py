@@ -1,0 +1,405 @@
+"""Frames from many threads in, a future for each, the engine run in micro-batches.
+
+    submit(frame) ─▶ queue, fair between streams ─▶ a row of the lane that is being filled ─▶ one run a batch ─▶ futures settle
+
+A lane is a fork of the engine with an input of its own. While some lanes run, the next is filled, so that preprocessing
+overlaps inference; and a lane is closed only when the engine is free for it, so a batch holds whatever has come by then.
+Under light load that is one frame, which waits for nobody. Knows nothing of cameras or files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge.errors import DeadlineError, EngineError, QueueFullError, VitEdgeError
+from vitedge.runtime.predictor import InferenceEngine, Predictor, elapsed_ms
+from vitedge.specs import Frame, Prediction, Timing
+
+Policy = Literal["block", "drop-oldest", "reject"]
+POLICIES = get_args(Policy)
+
+
+class ForkableEngine(InferenceEngine, Protocol):
+    """What the batcher needs of an engine."""
+
+    @property
+    def streams(self) -> int: ...
+
+    def fork(self) -> ForkableEngine:
+        """The same plan with an input of its own."""
+
+    def close(self) -> None:
+        """Free what a fork holds."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of the requests: submitted = answered + failed + cancelled + late + dropped + waiting.
+
+    failed: their picture or the engine's run. late: their deadline passed. dropped: a newer one took their place. Those that
+    were rejected are not among the submitted. batches: runs of the engine; rows: requests in them.
+    """
+
+    submitted: int = 0
+    answered: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    late: int = 0
+    dropped: int = 0
+    rejected: int = 0
+    batches: int = 0
+    rows: int = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no answer yet."""
+        return self.submitted - self.answered - self.failed - self.cancelled - self.late - self.dropped
+
+
+class Batcher:
+    """Many callers share one engine.
+
+    engine: it is forked and stays open when the batcher is closed. max_batch: frames in one run at most; by default what the
+    engine was built for. max_delay_ms: how long a frame may be held back for company while the engine is free; 0 runs it at
+    once, and batches form by themselves while the engine is busy. queue: how many requests may wait. policy: what happens to
+    one more: its caller waits ("block"), the oldest of the longest stream gives way ("drop-oldest"), or `submit` raises
+    QueueFullError ("reject"). top_k: as of a Predictor.
+    """
+
+    def __init__(
+        self,
+        engine: ForkableEngine,
+        max_batch: int | None = None,
+        max_delay_ms: float = 0.0,
+        *,
+        queue: int = 64,
+        policy: Policy = "block",
+        top_k: int = 5,
+    ) -> None:
+        self._most = _checked(engine, max_batch, max_delay_ms, queue, policy)
+        self._hold_ns, self._room_for, self._policy = int(max_delay_ms * 1e6), queue, policy
+        self._waiting: OrderedDict[Hashable, deque[_Request]] = OrderedDict()  # by stream, whose turn is next first
+        self._queued = 0
+        self._counts = dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0)
+        self._pace = Pace()
+        self._lanes = [_Lane(fork, Predictor(fork, top_k)) for fork in _forks(engine, self._most)]
+        self._open, *self._spare = self._lanes
+        self._idle, self._writing, self._closed = 0, False, False
+        self._lock = threading.Lock()
+        self._to_fill, self._to_run, self._room = (threading.Condition(self._lock) for _ in range(3))
+        self._ending = len(self._lanes)
+        work = [self._fill, *[self._run] * (len(self._lanes) - 1)]
+        self._threads = [threading.Thread(target=self._live, args=(one,), name="vitedge-batcher", daemon=True) for one in work]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, frame: Frame, *, stream: Hashable = None, deadline_ms: float | None = None) -> Future[Prediction]:
+        """Ask for the prediction of a frame, whose pixels must stay as they are until the future is done.
+
+        stream: who asks; streams take turns. deadline_ms: from now; a request whose batch has not begun by then fails with
+        DeadlineError and costs no inference. `Future.cancel` works until its picture is preprocessed. A callback of the
+        future runs in a thread of the batcher, which waits for it. The future raises EngineError, QueueFullError where the
+        request gave way to a newer one, or whatever its picture or the engine raised.
+        """
+        now = time.perf_counter_ns()
+        request = _Request(frame, now, None if deadline_ms is None else now + int(deadline_ms * 1e6))
+        with self._lock:
+            given_way = self._make_room(request)
+            self._waiting.setdefault(stream, deque()).append(request)
+            self._queued += 1
+            self._counts["submitted"] += 1
+            self._to_fill.notify()
+        for other in given_way:
+            if self._claim(other):
+                self._settle(other, "dropped", QueueFullError("a newer request took the place of this one"))
+        return request.future
+
+    def counts(self) -> Counts:
+        """What became of the requests so far."""
+        with self._lock:
+            return Counts(**self._counts)
+
+    def close(self) -> None:
+        """Answer all that was submitted, then end; a second call does nothing. Callers that wait for room get an EngineError.
+
+        Called from a future's callback it does not wait until that is done.
+        """
+        with self._lock:
+            self._closed = True
+            for condition in (self._to_fill, self._to_run, self._room):
+                condition.notify_all()
+        if threading.current_thread() not in self._threads:  # a callback may close, but not wait
+            for thread in self._threads:
+                thread.join()
+
+    def __enter__(self) -> Batcher:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _make_room(self, request: _Request) -> list[_Request]:
+        """Wait, or take others out, until one more may wait; those that were taken out."""
+        given_way: list[_Request] = []
+        while not self._closed and self._queued >= self._room_for:
+            if self._policy == "reject":
+                self._counts["rejected"] += 1
+                raise QueueFullError(f"{self._queued} requests are waiting already", hint="submit fewer, or later")
+            if self._policy == "drop-oldest":
+                given_way.append(self._take(max(self._waiting, key=self._length)))
+            elif not self._room.wait(request.seconds_left()):
+                self._counts["rejected"] += 1
+                raise DeadlineError("there was no room for the request before its deadline", hint="submit fewer, or later")
+        if self._closed:
+            raise EngineError("the batcher is closed")
+        return given_way
+
+    def _length(self, stream: Hashable) -> int:
+        return len(self._waiting[stream])
+
+    def _take(self, stream: Hashable) -> _Request:
+        """The oldest request of a stream."""
+        requests = self._waiting[stream]
+        request = requests.popleft()
+        if not requests:
+            del self._waiting[stream]
+        self._queued -= 1
+        return request
+
+    def _next(self) -> _Request:
+        """The oldest request of the stream whose turn it is, which then goes to the end of the row."""
+        stream = next(iter(self._waiting))
+        self._waiting.move_to_end(stream)
+        return self._take(stream)
+
+    def _live(self, work: Callable[[], None]) -> None:
+        """Do the work of a thread; the last one to end closes the lanes."""
+        work()
+        with self._lock:
+            self._ending -= 1
+            if self._ending:
+                return
+        for lane in self._lanes:
+            lane.engine.close()
+
+    def _fill(self) -> None:
+        """Preprocess one request after the other into the lane that is open: the work of the first thread."""
+        while True:
+            with self._lock:
+                self._writing = False
+                if self._open.requests:
+                    self._to_run.notify()
+                while not self._fillable():
+                    if self._closed and not self._queued:
+                        self._to_run.notify_all()
+                        return
+                    self._to_fill.wait()
+                request, lane, self._writing = self._next(), self._open, True
+                self._room.notify()
+            if self._claim(request) and self._in_time(request):
+                self._write(request, lane)
+
+    def _fillable(self) -> bool:
+        """Whether there is a request, and a row for it in a lane that nobody waits to run."""
+        return self._queued > 0 and len(self._open.requests) < self._most and not self._due()
+
+    def _claim(self, request: _Request) -> bool:
+        """Whether nobody has cancelled the request; from here on nobody can."""
+        if request.future.set_running_or_notify_cancel():
+            return True
+        with self._lock:
+            self._counts["cancelled"] += 1
+        return False
+
+    def _in_time(self, request: _Request) -> bool:
+        """Whether the deadline of a request is still to come; else it is settled."""
+        if request.seconds_left() != 0.0:
+            return True
+        self._settle(request, "late", DeadlineError("the deadline passed before the batch began", hint="submit fewer, or later"))
+        return False
+
+    def _write(self, request: _Request, lane: _Lane) -> None:
+        request.begun_ns = time.perf_counter_ns()
+        try:
+            lane.engine.write(len(lane.requests), request.frame.image, request.frame.pixels)
+        except Exception as error:  # noqa: BLE001  whatever is wrong with one picture is told to who sent it
+            self._settle(request, "failed", error)
+            return
+        request.prepared_ns = time.perf_counter_ns()
+        lane.requests.append(request)
+
+    def _due(self) -> bool:
+        """Whether a thread is free for the open lane, and the lane is full or has waited long enough."""
+        ready = self._open.requests
+        if not self._idle or self._writing or not ready:
+            return False
+        held = len(ready) < self._most and not self._closed
+        return not held or time.perf_counter_ns() - ready[0].submitted_ns >= self._hold_ns
+
+    def _run(self) -> None:
+        """Run one lane after the other: the work of all other threads, of which there are as many as streams."""
+        lane: _Lane | None = None
+        while True:
+            with self._lock:
+                if lane is not None:
+                    lane.requests.clear()
+                    self._spare.append(lane)
+                self._idle += 1
+                while not self._due():
+                    if self._closed and not self._queued and not self._writing and not self._open.requests:
+                        return
+                    self._to_run.wait(self._patience_s())
+                self._idle -= 1
+                lane, self._open = self._open, self._spare.pop()
+                self._to_fill.notify()
+            self._answer(lane)
+
+    def _patience_s(self) -> float | None:
+        """How long the open lane may still be held back; None while nothing is in it."""
+        ready = self._open.requests
+        if not ready or self._writing:
+            return None
+        return max(0.0, (self._hold_ns - time.perf_counter_ns() + ready[0].submitted_ns) / 1e9)
+
+    def _answer(self, lane: _Lane) -> None:
+        """Run a lane, and each of its requests alone if that fails."""
+        wanted = [request for request in lane.requests if self._in_time(request)]
+        if not wanted:
+            return
+        rows = len(lane.requests)
+        size = self._pace.size(rows)
+        start = time.perf_counter_ns()
+        try:
+            outputs = lane.engine.run(size)
+        except Exception as error:  # noqa: BLE001  whatever the engine raised is told to who waits
+            self._answer_alone(lane, wanted, error)
+            return
+        infer_ms = elapsed_ms(start)
+        self._pace.note(size, infer_ms)
+        with self._lock:
+            self._counts["batches"] += 1
+            self._counts["rows"] += rows
+        for request, output in zip(lane.requests, outputs, strict=False):
+            if not request.future.done():
+                self._read(lane, request, output, start, infer_ms)
+
+    def _answer_alone(self, lane: _Lane, requests: list[_Request], error: Exception) -> None:
+        """Run each of the requests again by itself, so that only those fail that make the engine fail."""
+        if len(requests) == 1:
+            self._settle(requests[0], "failed", error)
+            return
+        for request in requests:
+            alone = dataclasses.replace(lane, requests=[])
+            self._write(request, alone)
+            if alone.requests:
+                self._answer(alone)
+
+    def _read(self, lane: _Lane, request: _Request, output: NDArray[np.float32], start: int, infer_ms: float) -> None:
+        """Settle a request with its row of the output of a run that began at `start`."""
+        read_ns = time.perf_counter_ns()
+        try:
+            top, array = lane.predictor.read(output)
+        except Exception as error:  # noqa: BLE001  as above
+            self._settle(request, "failed", error)
+            return
+        timing = Timing(
+            capture_ms=(request.submitted_ns - request.frame.captured_ns) / 1e6,
+            queue_ms=(request.begun_ns - request.submitted_ns + start - request.prepared_ns) / 1e6,
+            preprocess_ms=(request.prepared_ns - request.begun_ns) / 1e6,
+            infer_ms=infer_ms,
+            postprocess_ms=elapsed_ms(read_ns),
+        )
+        self._settle(request, "answered", Prediction(top, array, timing))
+
+    def _settle(self, request: _Request, outcome: str, result: Prediction | BaseException) -> None:
+        """Give a request its end, and count it before anybody can see it."""
+        with self._lock:
+            self._counts[outcome] += 1
+        if isinstance(result, BaseException):
+            request.future.set_exception(result)
+        else:
+            request.future.set_result(result)
+
+
+class Pace:
+    """What each batch size takes here, learned while it runs; and with that, the quickest size that holds a number of rows.
+
+    Engines are quick at the sizes that they were tuned for, and a few rows of those may be left to chance.
+    """
+
+    def __init__(self) -> None:
+        self._least_ms: dict[int, float] = {}
+
+    def size(self, rows: int) -> int:
+        """How many rows to run, so that `rows` of them are done soonest."""
+        least = self._least_ms
+        if least.get(rows, math.inf) == math.inf:
+            return rows  # which is how its time gets known
+        return min((size for size in tuple(least) if size >= rows), key=lambda size: (least[size], size))
+
+    def note(self, size: int, ms: float) -> None:
+        """A run of so many rows took so long. The first of a size does not count: it allocates. Noise only ever adds."""
+        self._least_ms[size] = min(self._least_ms[size], ms) if size in self._least_ms else math.inf
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Request:
+    """A frame on its way; times of `perf_counter_ns`."""
+
+    frame: Frame
+    submitted_ns: int
+    deadline_ns: int | None
+    future: Future[Prediction] = dataclasses.field(default_factory=Future)
+    begun_ns: int = 0
+    prepared_ns: int = 0
+
+    def seconds_left(self) -> float | None:
+        """Until the deadline, 0.0 where it has passed; None without one."""
+        return None if self.deadline_ns is None else max(0.0, (self.deadline_ns - time.perf_counter_ns()) / 1e9)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Lane:
+    """A fork of the engine, and the requests whose pictures are in its first rows."""
+
+    engine: ForkableEngine
+    predictor: Predictor
+    requests: list[_Request] = dataclasses.field(default_factory=list)
+
+
+def _checked(engine: ForkableEngine, max_batch: int | None, max_delay_ms: float, queue: int, policy: str) -> int:
+    """The largest batch, after a look at what was asked for."""
+    most = engine.max_batch if max_batch is None else max_batch
+    if not 1 <= most <= engine.max_batch:
+        hint = "build the engine for a larger batch (`batch` of the target)"
+        raise VitEdgeError(f"max_batch must be 1 to {engine.max_batch}, for which the engine was built, not {most}", hint=hint)
+    if not 0 <= max_delay_ms < math.inf:
+        raise VitEdgeError(f"max_delay_ms must be 0 or more, not {max_delay_ms}")
+    if queue < 1 or policy not in POLICIES:
+        raise VitEdgeError(f"queue must be at least 1 and policy one of {', '.join(POLICIES)}, not {queue} and {policy!r}")
+    return most
+
+
+def _forks(engine: ForkableEngine, most: int) -> list[ForkableEngine]:
+    """A fork for each stream and one to be filled meanwhile, each run once at the sizes that are compiled apart."""
+    with ExitStack() as opening:
+        forks = [engine.fork() for _ in range(engine.streams + 1)]
+        for fork in forks:
+            opening.callback(fork.close)
+        for fork, size in itertools.product(forks, sorted({1, min(2, most), most})):
+            fork.run(size)
+        opening.pop_all()
+    return forks
