@@ -4,13 +4,14 @@ BIN := .venv/bin
 FASHION := examples/fashion_mnist
 FOCUS := examples/focus
 
-.PHONY: help demo test test-families test-rtx check bench bench-quantizers test-gpu clean
+.PHONY: help demo test test-families test-rtx test-soak check bench bench-quantizers test-gpu clean
 help:
 	@echo "make demo    deploy two real Vision Transformers on this machine; tables, an annotated video, reports"
 	@echo "make test    all tests"
 	@echo "make test-families   timm and torchvision architectures; downloads several GB"
 	@echo "make test-gpu   the engines on the NVIDIA GPU of this machine"
 	@echo "make test-rtx   nine Vision Transformers of real size as TensorRT-RTX engines, without a GPU; ten minutes"
+	@echo "make test-soak  200,000 requests of many threads, cancelled, late and broken ones among them; some minutes"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make bench   measure against other engines and write results/ and the README tables"
 	@echo "make bench-quantizers IMAGES=DIR   measure against other quantizers: an hour or two on labelled images, see benchmarks/quantizers.py"
@@ -41,6 +42,12 @@ test: .venv/ready
 
 test-rtx: .venv/ready
 	$(BIN)/python -m pytest -m rtx tests/rtx
+
+test-soak: .venv/ready
+	$(BIN)/python -m pytest -m soak tests/soak
+	@echo "and three at once, which take the processors from each other"
+	@runs=; for run in 1 2 3; do SOAK_REQUESTS=30000 $(BIN)/python -m pytest -q -m soak tests/soak & runs="$$runs $$!"; done; \
+	for run in $$runs; do wait $$run || exit 1; done
 
 check: .venv/ready
 	$(BIN)/ruff check .

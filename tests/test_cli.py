@@ -376,6 +376,27 @@ def test_bench_compares_engines_at_several_batches_and_writes_a_report(made: Mad
     assert said.out.count("openvino") == 4
 
 
+def test_bench_counts_the_files_a_second_where_asked(made: Made, vitedge: Vitedge, tmp_path: Path) -> None:
+    engines = [made.engines["openvino", "fp32"], made.engines["openvino", "int8"]]
+    options = [
+        "--images",
+        made.images,
+        "--batch",
+        1,
+        "--batch",
+        2,
+        "--seconds",
+        0.3,
+        "--throughput",
+        "--json",
+        tmp_path / "rows.json",
+    ]
+    said = vitedge("bench", *engines, *options)
+    assert said.code == 0 and "files/s" in said.out and "images a batch" in said.err, said
+    rates = [row["sustained_per_s"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]]
+    assert rates[:2] == rates[2:] and min(rates) > 10
+
+
 def test_estimate_tells_certain_from_expected_for_devices_that_are_not_here(
     made: Made, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from tests.engines import ROOT, run_python
 PACKAGE = ROOT / "vitedge"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = [
+    "Batcher",
     "Engine",
     "Frame",
     "Manifest",

@@ -368,6 +368,9 @@ def bench(
     images: Images,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="A batch size to time; may be repeated. \\[default: 1]")] = None,
     seconds: Annotated[float, typer.Option(help="How long each engine is timed at each batch size.")] = 3.0,
+    throughput: Annotated[
+        bool, typer.Option("--throughput", help="Also count the images a second from disk to answer, with all stages overlapped.")
+    ] = False,
     report: Annotated[Path | None, typer.Option(help="Also write a self-contained HTML report.")] = None,
     json_file: Json = None,
 ) -> None:
@@ -382,7 +385,10 @@ def bench(
     for folder in folders:
         err.print(f"[dim]engine: {escape(short_path(folder))}[/]", soft_wrap=True)
     with contextlib.closing(Terminal()) as terminal:
-        rows = pipeline.bench_step(folders, list_images(images), batch or [1], seconds, notes=notes, watcher=terminal)
+        files = list_images(images)
+        rows = pipeline.bench_step(folders, files, batch or [1], seconds, notes=notes, watcher=terminal)
+        if throughput:
+            rows = pipeline.throughput_step(folders, files, rows, seconds, terminal)
     _print_rows(rows, notes, json_file)
     if report:
         write_report(report, rows, environment())

@@ -26,6 +26,7 @@ from vitedge.bench.accuracy import bench_rows
 from vitedge.bench.costs import Analysis
 from vitedge.bench.environment import environment
 from vitedge.bench.report import write_report
+from vitedge.bench.throughput import measure_throughput
 from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
 from vitedge.errors import AbsentDeviceError, MissingPackageError, VitEdgeError
 from vitedge.images import ImageFile, list_images, sample, stream
@@ -331,6 +332,19 @@ def bench_step(
         rows = bench_rows(engines, files, batches, seconds, notes=notes, progress=lambda _, fraction: watcher.progress(fraction))
     watcher.end("bench", f"{rows[0].images} images, {seconds:g} s an engine, in turns")
     return rows
+
+
+def throughput_step(
+    folders: Sequence[Path], files: Sequence[ImageFile], rows: Sequence[BenchRow], seconds: float, watcher: Watcher
+) -> list[BenchRow]:
+    """Add to the `rows` of engines, in the order of bench_step, how many files a second each can answer."""
+    watcher.begin("throughput")
+    found = measure_throughput(folders, files, seconds, watcher.progress)
+    ways = ", ".join(f"{one.streams} stream{'' if one.streams == 1 else 's'} of {one.batch:.1f}" for one in found)
+    watcher.end("throughput", f"decoding to answers overlapped, {ways} images a batch")
+    return [
+        dataclasses.replace(row, sustained_per_s=one.images_per_s) for row, one in zip(rows, itertools.cycle(found), strict=False)
+    ]
 
 
 def sensitivity_step(

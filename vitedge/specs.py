@@ -353,7 +353,8 @@ class BenchRow:
     """One line of the bench table. Times in milliseconds a batch; top1, top5, agreement in percent; None = not measured.
 
     agreement and sqnr_db compare with the first engine given, the reference. bound_ms: no engine of this graph is faster on
-    this device (see bench/roofline.py).
+    this device (see bench/roofline.py). sustained_per_s: images a second from disk to answer, with all stages overlapped and
+    as many streams as the backend finds best (see bench/throughput.py); of an engine, not of a batch.
     """
 
     model: str
@@ -371,6 +372,7 @@ class BenchRow:
     agreement: float | None = None
     sqnr_db: float | None = None
     bound_ms: float | None = None
+    sustained_per_s: float | None = None
 
 
 def to_dict(spec: Any) -> dict[str, Any]:

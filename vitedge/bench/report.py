@@ -7,7 +7,7 @@
 
 The first row of a model is the reference that its other rows are compared with. Knows nothing of engines: it prints
 what was measured and measures nothing. "× bound" is p50 over the time that no engine of this graph can beat on this device
-(see roofline.py).
+(see roofline.py); "files/s" is the rate from disk to answer (see throughput.py).
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ COLUMNS = (
     _Column("p50 ms", lambda row: row.p50_ms, 2, "low", per_batch=True),
     _Column("p99 ms", lambda row: row.p99_ms, 2, "low", per_batch=True),
     _Column("images/s", lambda row: row.images_per_s, None, "high"),
+    _Column("files/s", lambda row: row.sustained_per_s, None, "high"),
     _Column("× bound", lambda row: row.p50_ms / row.bound_ms if row.bound_ms else None, 1),
     _Column("size MiB", lambda row: row.size_mib, 1, "low"),
     _Column("top-1 %", lambda row: row.top1, 2, "high"),

@@ -127,6 +127,11 @@ class Batcher:
                 self._settle(other, "dropped", QueueFullError("a newer request took the place of this one"))
         return request.future
 
+    @property
+    def capacity(self) -> int:
+        """How many requests it takes to keep the engine busy: a full batch for each lane."""
+        return self._most * len(self._lanes)
+
     def counts(self) -> Counts:
         """What became of the requests so far."""
         with self._lock:

@@ -1,8 +1,9 @@
 """An engine and a source in, frames with their predictions out, annotated frames saved on the way.
 
-    source -> Frame -> Predictor -> (Frame, Prediction) -> overlay -> recording
+    source -> Frame -> Predictor or Batcher -> (Frame, Prediction) -> overlay -> recording
 
-Knows nothing of terminals.
+A camera's frames are answered one at a time, as soon as can be; those of files and folders many at a time. Knows nothing of
+terminals.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from vitedge.errors import VitEdgeError
@@ -18,6 +19,7 @@ from vitedge.runtime.camera import CAMERA, open_source
 from vitedge.runtime.engine import open_engine
 from vitedge.runtime.overlay import draw, names_folder, open_recorder
 from vitedge.runtime.predictor import Predictor
+from vitedge.runtime.throughput import open_batcher, predict_all
 from vitedge.specs import Frame, Prediction
 
 DEFAULT_FPS = 25.0  # of a recording whose source has no rate of its own
@@ -31,15 +33,20 @@ def run(
     notes: receives a sentence for each picture that was lost, when the source has ended. Raises VitEdgeError, before
     anything is opened, for a recording that would overwrite its source or be found in it as pictures.
     """
-    if save and not CAMERA.fullmatch(source_name):
+    camera = CAMERA.fullmatch(source_name) is not None
+    if save and not camera:
         _check_apart(Path(source_name), save)
     with ExitStack() as stack:
-        engine = stack.enter_context(open_engine(engine_path))
+        engine = stack.enter_context(open_engine(engine_path, None if camera else 0))
         source = stack.enter_context(open_source(source_name))
         recorder = stack.enter_context(open_recorder(save, source.fps or DEFAULT_FPS)) if save else None
-        predictor = Predictor(engine, top_k)
-        for frame in itertools.islice(source, limit):
-            prediction = predictor(frame)
+        frames = itertools.islice(source, limit)
+        if camera:
+            predictor = Predictor(engine, top_k)
+            answered = ((frame, predictor(frame)) for frame in frames)
+        else:
+            answered = predict_all(stack.enter_context(open_batcher(engine, top_k)), frames)
+        for frame, prediction in stack.enter_context(closing(answered)):
             if recorder:
                 recorder.write(draw(frame, prediction, engine.manifest.card), frame.name)
             yield frame, prediction
