@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.pixels import frame_size
-from vitedge.resampling import Taps, resampling
+from vitedge.resampling import Taps, resampling, scaled_size
 from vitedge.specs import PixelFormat, Preprocess
 
 if TYPE_CHECKING:
@@ -88,11 +88,11 @@ def write_patches(
 ) -> bool:
     """Resize and crop `picture` into `out`, C-contiguous patches or image as of `vitedge.preprocess`; False where it cannot.
 
-    A VitEdgeError where the picture is none of its format.
+    It can where numba is, but for copies of RGB, which numpy makes faster. A VitEdgeError where a picture is none of its format.
     """
-    if kernels() is None:
-        return False
     height, width = frame_size(picture, pixels)
+    if (pixels == "rgb" and scaled_size((height, width), spec) == (height, width)) or kernels() is None:
+        return False
     picture, pixels = _forward(picture, pixels)
     shares = _plan(height, width, pixels, spec, patch)
     rows = picture.reshape(picture.shape[0], -1)  # a view, unless pixels do not lie side by side
@@ -126,10 +126,13 @@ def _plan(height: int, width: int, pixels: PixelFormat, spec: Preprocess, patch:
 
 def _sections(height: int, work: int) -> list[slice]:
     """The rows of the result, shared out to as many threads as `work` pixels are worth."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, min(MAX_THREADS, cores, height, work // PIXELS_A_THREAD))
+    threads = max(1, min(MAX_THREADS, _cores(), height, work // PIXELS_A_THREAD))
     edges = [height * number // threads for number in range(threads + 1)]
     return [slice(*edge) for edge in itertools.pairwise(edges)]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _share(

@@ -34,7 +34,7 @@ BYTES, WORDS = types.uint8[::1], types.int32[::1]
 PICTURE = types.Array(types.uint8, 2, "A", readonly=True)
 TABLE = types.Array(types.int32, 1, "C", readonly=True)
 F = TypeVar("F", bound=Callable[..., Any])
-LANE, QUAD = ir.VectorType(WORD, LANES), ir.VectorType(WORD, 4)
+LANE, HALVES, QUAD = ir.VectorType(WORD, LANES), ir.VectorType(HALF, 2 * LANES), ir.VectorType(WORD, 4)
 
 
 def compiled(function: F) -> F:
@@ -56,6 +56,7 @@ def compiled_now(function: F) -> F:
 
 
 def all_lanes(value: int) -> ir.Constant:
+    """A vector of 16 times the same."""
     return ir.Constant(LANE, [value] * LANES)
 
 
@@ -66,20 +67,27 @@ def pointer(context: Any, builder: Any, kind: Any, array: Any, offset: Any, poin
 
 
 def shuffled(builder: Any, a: Any, b: Any, order: Sequence[int]) -> Any:
+    """Those elements of two vectors, numbered through, that `order` names."""
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(WORD, len(order)), list(order)))
 
 
+def interleaved(builder: Any, a: Any, b: Any, order: Sequence[int]) -> Any:
+    """Two vectors of 16 words shuffled alike in each of their four groups of 4; those of `b` are numbered from 16 on."""
+    return shuffled(builder, a, b, [4 * group + place for group in range(4) for place in order])
+
+
 def clipped(builder: Any, value: Any, low: ir.Constant, high: ir.Constant) -> Any:
+    """A number, or a vector of them, within low..high."""
     value = builder.select(builder.icmp_signed(">", value, low), value, low)
     return builder.select(builder.icmp_signed("<", value, high), value, high)
 
 
-def pair_products(builder: Any, words: Any, weights: Any) -> Any:
+def pair_products(builder: Any, taps: Any, weights: Any) -> Any:
     """Of int16[2 * LANES] and two int16 in an int32: a0 * w0 + a1 * w1 of every pair; pmaddwd where there is one."""
     one = builder.insert_element(ir.Constant(LANE, ir.Undefined), weights, ir.Constant(WORD, 0))
-    halves, wide = ir.VectorType(HALF, 2 * LANES), ir.VectorType(WORD, 2 * LANES)
-    factors = (words, shuffled(builder, one, one, [0] * LANES))
-    products = builder.mul(*(builder.sext(builder.bitcast(factor, halves), wide) for factor in factors))
+    factors = (taps, shuffled(builder, one, one, [0] * LANES))
+    wide = ir.VectorType(WORD, 2 * LANES)
+    products = builder.mul(*(builder.sext(builder.bitcast(factor, HALVES), wide) for factor in factors))
     even, odd = (shuffled(builder, products, products, range(start, 2 * LANES, 2)) for start in (0, 1))
     return builder.add(even, odd)
 
@@ -101,7 +109,7 @@ def weigh(_: Any, quads: Any, at: Any, step: Any, weights: Any, first: Any, coun
             quad = builder.load(pointer(context, builder, kinds[0], quads, builder.add(at, builder.mul(loop.index, step)), LANE))
             quad.align = 4
             even = builder.and_(quad, all_lanes(0x00FF00FF))
-            odd = builder.and_(builder.lshr(quad, all_lanes(8)), all_lanes(0x00FF00FF))
+            odd = builder.lshr(builder.bitcast(quad, HALVES), ir.Constant(HALVES, [8] * 2 * LANES))
             where = builder.add(first, builder.mul(loop.index, ir.Constant(first.type, 4)))
             for total, part in ((high, 0), (low, 2)):
                 for taps, number in ((even, part), (odd, part + 1)):
@@ -120,29 +128,40 @@ def weigh(_: Any, quads: Any, at: Any, step: Any, weights: Any, first: Any, coun
     return types.void(WORDS, INDEX, INDEX, TABLE, INDEX, INDEX, WORDS, INDEX, INDEX), generate
 
 
-def quad_cutter(order: Sequence[int], count: int) -> Any:
-    """An intrinsic that cuts 16 bytes of 4 rows into quads: 4 x 4 words, transposed.
+def quad_cutter(bytes_: Sequence[int], count: int) -> Any:
+    """What cuts 16 bytes of each of 16 rows into quads: four times 4 x 4 words, transposed.
 
-    order: of the bytes, so that those of a quad come together. count: how many quads that makes.
+    bytes_: their order, so that those of a quad come together. count: how many quads that makes.
     """
 
     @vector_code
     def cut(_: Any, strip: Any, at: Any, pitch: Any, quads: Any, to: Any, step: Any) -> Any:
-        """From strip[at], rows `pitch` apart, to quads[to], those of the 4 rows side by side, the quads `step` apart."""
+        """From strip[at], rows `pitch` apart, to quads[to], those of the 16 rows side by side, the quads `step` apart."""
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             strip, at, pitch, quads, to, step = arguments
-            rows = []
-            for number in range(4):
+
+            def row(number: int) -> Any:
                 offset = builder.add(at, builder.mul(pitch, ir.Constant(at.type, number)))
-                row = builder.load(pointer(context, builder, signature.args[0], strip, offset, ir.VectorType(BYTE, 16)))
-                row.align = 1
-                rows.append(builder.bitcast(shuffled(builder, row, row, order), QUAD))
-            sides = [[shuffled(builder, rows[k], rows[k + 1], [h, h + 4, h + 1, h + 5]) for k in (0, 2)] for h in (0, 2)]
-            columns = [shuffled(builder, top, bottom, [k, k + 1, k + 4, k + 5]) for top, bottom in sides for k in (0, 2)]
-            for number, column in enumerate(columns[:count]):
+                loaded = builder.load(pointer(context, builder, signature.args[0], strip, offset, ir.VectorType(BYTE, 16)))
+                loaded.align = 1
+                return loaded
+
+            def every_fourth(first: int) -> Any:
+                a, b, c, d = (row(first + 4 * group) for group in range(4))
+                upper, lower = shuffled(builder, a, b, range(32)), shuffled(builder, c, d, range(32))
+                whole = shuffled(builder, upper, lower, range(64))
+                sorted_ = shuffled(builder, whole, whole, [16 * group + byte for group in range(4) for byte in bytes_])
+                return builder.bitcast(sorted_, LANE)
+
+            a, b, c, d = (every_fourth(first) for first in range(4))
+            for number in range(count):  # a column of four 4 x 4 matrices
+                side, place = 2 * (number // 2), 2 * (number % 2)
+                order = (side, 16 + side, side + 1, 17 + side)
+                top, bottom = interleaved(builder, a, b, order), interleaved(builder, c, d, order)
+                column = interleaved(builder, top, bottom, (place, place + 1, 16 + place, 17 + place))
                 offset = builder.add(to, builder.mul(step, ir.Constant(to.type, number)))
-                builder.store(column, pointer(context, builder, signature.args[3], quads, offset, QUAD)).align = 4
+                builder.store(column, pointer(context, builder, signature.args[3], quads, offset, LANE)).align = 4
             return context.get_dummy_value()
 
         return types.void(BYTES, INDEX, INDEX, WORDS, INDEX, INDEX), generate
@@ -268,16 +287,14 @@ def read_yuv(picture: Any, part: Any, y: Any, raw: Any) -> None:
 @compiled
 def cut_strip(part: Any, strip: Any, quads: Any) -> None:
     """16 rows, of packed colours or of one or three planes, into `part.quads` quads a channel."""
-    for group in range(4):
-        at = 4 * group * part.pitch
-        if part.layout == PACKED and part.channels == 3:
-            for number in range(part.quads):
-                cut_colours(strip, at + 12 * number, part.pitch, quads, LANES * number + 4 * group, LANES * part.quads)
-            continue
+    if part.layout == PACKED and part.channels == 3:
+        for number in range(part.quads):
+            cut_colours(strip, 12 * number, part.pitch, quads, LANES * number, LANES * part.quads)
+    else:
         for plane in range(part.channels):
             for number in range(0, part.quads, 4):
-                to = LANES * (plane * part.quads + number) + 4 * group
-                cut_plane(strip, at + plane * (part.pitch // 3) + 4 * number, part.pitch, quads, to, LANES)
+                at, to = plane * (part.pitch // 3) + 4 * number, LANES * (plane * part.quads + number)
+                cut_plane(strip, at, part.pitch, quads, to, LANES)
 
 
 @compiled
@@ -302,13 +319,13 @@ def write_row(part: Any, row: Any, y: Any, out: Any) -> None:
     """Row `y` of the result, of which each patch has `patch_wide` bytes, into the patches."""
     first, at = y // part.patch * part.across_patches, y % part.patch * part.patch_wide
     for patch in range(part.across_patches):
-        start = patch * part.patch_wide
+        source, target = row[patch * part.patch_wide // part.repeat :], out[first + patch, at:][: part.patch_wide]
         if part.repeat == 1:
-            for byte in range(part.patch_wide):
-                out[first + patch, at + byte] = row[start + byte] ^ part.flip
+            for byte in range(target.shape[0]):
+                target[byte] = source[byte] ^ part.flip
         else:
-            for byte in range(part.patch_wide):
-                out[first + patch, at + byte] = row[(start + byte) // part.repeat] ^ part.flip
+            for byte in range(target.shape[0]):
+                target[byte] = source[byte // part.repeat] ^ part.flip
 
 
 class Part(NamedTuple):
