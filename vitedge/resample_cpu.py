@@ -1,8 +1,9 @@
 """A picture in any pixel format in, one row of an engine's input out, in a tenth of Pillow's time and bit for bit the same.
 
-    (height, width) + format + Preprocess  ->  Plan: tables and parts, kept  ->  a part a thread  ->  patches or image
+    (height, width) + format + Preprocess  ->  a share of the work for each thread, kept  ->  patches or image
 
-The loops are in resample_kernels.py, for which numba has to be installed (`vitedge[cpu]`); `available` says whether it is.
+The loops are in resample_kernels.py, for which numba has to be installed (`vitedge[cpu]`); it takes a quarter of a second to
+load them when the first picture comes, and seconds to compile them where that was never done.
 Rows of the result are shared out to a few threads that wait without spinning, so that an engine's own threads have the
 cores to themselves afterwards. After the first picture of its size a call allocates no buffer. Knows nothing of cards,
 files or engines.
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 MAX_THREADS = 4  # more wait for memory, not for each other
 PIXELS_A_THREAD = 100_000  # read or written; to wake a thread for less takes longer than the work
-LANES = 16  # rows or columns that are worked on at once
-LOW_BITS = 11  # of a weight, in its lower half
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,26 +60,31 @@ class _Scratch(threading.local):
         self.strip = np.empty(0, np.uint8)
         self.quads = self.narrow = self.row = np.empty(0, np.int32)
 
-    def fit(self, part: Part) -> None:
-        """Make room for `part`."""
-        narrow = part.lanes * (-(-part.rows // LANES) * LANES // 4 + part.down)
-        self.strip = _at_least(self.strip, LANES * part.pitch + 4 * part.columns)
-        self.quads = _at_least(self.quads, LANES * part.channels * part.quads)
+    def fit(self, part: Part, lanes: int) -> None:
+        """Make room for `part`, in strips of `lanes` rows."""
+        narrow = part.lanes * (_whole(part.rows, lanes) // 4 + part.down)
+        self.strip = _at_least(self.strip, lanes * part.pitch + 4 * part.columns)
+        self.quads = _at_least(self.quads, lanes * part.channels * part.quads)
         self.narrow, self.row = _at_least(self.narrow, narrow), _at_least(self.row, part.lanes // 4)
 
 
 @functools.cache
 def kernels() -> ModuleType | None:
-    """The compiled loops; None where numba is missing, too old or too new for this numpy, or switched off."""
+    """The compiled loops; None where numba is missing, of no use with this numpy, or switched off."""
     try:
         from numba import config
 
         if config.DISABLE_JIT or sys.byteorder != "little":
             return None
         from vitedge import resample_kernels
-    except ImportError:
+    except (ImportError, OSError):  # or LLVM's library is
         return None
     return resample_kernels
+
+
+def _loops() -> Any:
+    """The compiled loops, where it is known that they are there."""
+    return kernels()
 
 
 def write_patches(
@@ -139,18 +143,17 @@ def _share(
     section: slice, across: Table, down: Taps, read: tuple[int, int], pixels: PixelFormat, spec: Preprocess, patch: int | None
 ) -> Share:
     """What makes the rows `section` of the result; read: the first column and how many are read of the source."""
-    loops, grey_picture = kernels(), pixels == "grey"
-    assert loops is not None
+    loops, grey_picture = _loops(), pixels == "grey"
     channels = 1 if grey_picture else spec.channels
     top, rows = _reach(down, section)
     table = _table(down, section, top)
-    quads = -(-max(-(-read[1] // 4), int(across.first.max()) + across.quads) // 4) * 4  # four at a time are cut from a plane
+    quads = _whole(max(-(-read[1] // 4), int(across.first.max()) + across.quads), 4)  # four at a time are cut from a plane
     wide = (patch or spec.size[1]) * spec.channels
     part = loops.Part(
         layout=loops.LAYOUTS.get(pixels, loops.PACKED), wide=1 if grey_picture else 3, bgr=int(pixels == "bgr"),
         luma=int(spec.channels == 1 and not grey_picture), channels=channels, repeat=spec.channels // channels,
-        top=top, rows=rows, left=read[0], columns=read[1], quads=quads, pitch=3 * (4 * quads + LANES),
-        across=across.quads, down=table.quads, lanes=-(-channels * spec.size[1] // LANES) * LANES, first_row=section.start,
+        top=top, rows=rows, left=read[0], columns=read[1], quads=quads, pitch=3 * (4 * quads + loops.LANES),
+        across=across.quads, down=table.quads, lanes=_whole(channels * spec.size[1], loops.LANES), first_row=section.start,
         patch=patch or 1, patch_wide=wide, across_patches=spec.size[1] * spec.channels // wide, flip=0x80 if patch else 0,
     )  # fmt: skip
     return Share(part, across, table)
@@ -170,10 +173,11 @@ def _table(taps: Taps, section: slice, origin: int) -> Table:
     first, weights = taps.first[section] - np.int32(origin), taps.weights[section]
     count, width = weights.shape
     quads = -(-(int((first % 4).max()) + width) // 4)
+    low_bits = _loops().LOW_BITS
     padded = np.zeros((count, 4 * quads), np.int32)
     np.put_along_axis(padded, first[:, None] % 4 + np.arange(width), weights, axis=1)
-    high = (padded + (1 << (LOW_BITS - 1))) >> LOW_BITS
-    halves = np.stack((high, padded - (high << LOW_BITS)), axis=1).astype(np.int16)
+    high = (padded + (1 << (low_bits - 1))) >> low_bits
+    halves = np.stack((high, padded - (high << low_bits)), axis=1).astype(np.int16)
     # of a quad a, b, c, d the loops take a, c together, then b, d
     pairs = halves.reshape(count, 2, quads, 2, 2).transpose(0, 2, 1, 4, 3)
     return Table(first // 4, np.ascontiguousarray(pairs).view(np.int32).ravel(), quads)
@@ -181,13 +185,17 @@ def _table(taps: Taps, section: slice, origin: int) -> Table:
 
 def _run(picture: NDArray[np.uint8], share: Share, out: NDArray[np.uint8]) -> None:
     """Let the calling thread do its share."""
-    loops, scratch = kernels(), _SCRATCH
-    assert loops is not None
-    scratch.fit(share.part)
+    loops, scratch = _loops(), _SCRATCH
+    scratch.fit(share.part, loops.LANES)
     loops.resample(
         picture, share.part, share.across.first, share.across.weights, share.down.first, share.down.weights, out,
         scratch.strip, scratch.quads, scratch.narrow, scratch.row,
     )  # fmt: skip
+
+
+def _whole(count: int, step: int) -> int:
+    """`count`, rounded up to a multiple of `step`."""
+    return -(-count // step) * step
 
 
 def _at_least(array: NDArray[Any], size: int) -> NDArray[Any]:
@@ -196,9 +204,10 @@ def _at_least(array: NDArray[Any], size: int) -> NDArray[Any]:
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
+    """The threads that help the calling one."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
     return ThreadPoolExecutor(MAX_THREADS - 1, "vitedge-resample")
 
 
 _SCRATCH = _Scratch()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork

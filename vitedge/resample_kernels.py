@@ -22,11 +22,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from vitedge.pixels import BLUE_U, GREEN_U, GREEN_V, LUMA, RED_V, SHIFT
+from vitedge.resampling import PRECISION_BITS
 
-LANES = 16
+LANES = 16  # rows or columns that are worked on at once
 RED, GREEN, BLUE = 19595, 38470, 7471  # of ITU-R 601-2 luma, times 2**-16
 LOW_BITS = 11  # of a weight, in its lower half
-PRECISION_BITS = 22
 PACKED, YUYV, NV12 = 0, 1, 2  # how the pixels of a picture lie
 LAYOUTS = {"yuyv": YUYV, "nv12": NV12}  # of the others, packed
 BYTE, HALF, WORD, INDEX = ir.IntType(8), ir.IntType(16), ir.IntType(32), types.intp
