@@ -250,6 +250,26 @@ def test_a_forked_process_goes_on() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_thread_that_outlives_the_program_goes_on() -> None:
+    """The interpreter then lets no pool take work any more."""
+    done = run_python(
+        "import threading, time\n"
+        "from vitedge import resample_cpu\n"
+        "resample_cpu._cores, resample_cpu.PIXELS_A_THREAD = lambda: 4, 1\n"
+        + PROGRAM.format(absent="{}")
+        + "first = out.copy()\n"
+        "def late():\n"
+        "    threading.main_thread().join()\n"
+        "    time.sleep(0.3)\n"
+        "    out[:] = 0\n"
+        "    write_input(image, card, out)\n"
+        "    print(np.array_equal(out, first))\n"
+        "threading.Thread(target=late).start()\n"
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.stdout.split()[-1] == "True"
+
+
 def test_what_can_be_kept_nowhere_is_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     loops = resample_cpu.kernels()
     asked = []

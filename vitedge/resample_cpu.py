@@ -16,7 +16,7 @@ import itertools
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,7 @@ def write_patches(
     if rows.strides[1] != 1:
         rows = np.ascontiguousarray(rows)
     target = out.view(np.uint8).reshape(-1, out.shape[-1] if patch else out.shape[1] * out.shape[2])
-    waiting = [_pool().submit(_run, rows, share, target) for share in shares[1:]]
+    waiting = [_started(rows, share, target) for share in shares[1:]]
     _run(rows, shares[0], target)
     for future in waiting:
         future.result()
@@ -181,6 +181,17 @@ def _table(taps: Taps, section: slice, origin: int) -> Table:
     # of a quad a, b, c, d the loops take a, c together, then b, d
     pairs = halves.reshape(count, 2, quads, 2, 2).transpose(0, 2, 1, 4, 3)
     return Table(first // 4, np.ascontiguousarray(pairs).view(np.int32).ravel(), quads)
+
+
+def _started(picture: NDArray[np.uint8], share: Share, out: NDArray[np.uint8]) -> Future[None]:
+    """A share that another thread is at; done already where none can be started, as when the interpreter is on its way out."""
+    try:
+        return _pool().submit(_run, picture, share, out)
+    except RuntimeError:
+        _run(picture, share, out)
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
 
 
 def _run(picture: NDArray[np.uint8], share: Share, out: NDArray[np.uint8]) -> None:
