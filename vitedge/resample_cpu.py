@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vitedge.resample_kernels import Part
 
 MAX_THREADS = 4  # more wait for memory, not for each other
+SHARES_A_THREAD = 2  # so that whoever is done early takes another
 PIXELS_A_THREAD = 100_000  # read or written; to wake a thread for less takes longer than the work
 
 
@@ -103,10 +104,13 @@ def write_patches(
     if rows.strides[1] != 1:
         rows = np.ascontiguousarray(rows)
     target = out.view(np.uint8).reshape(-1, out.shape[-1] if patch else out.shape[1] * out.shape[2])
-    waiting = [_started(rows, share, target) for share in shares[1:]]
+    offered = [(_offered(rows, share, target), share) for share in shares[1:]]
     _run(rows, shares[0], target)
-    for future in waiting:
-        future.result()
+    for future, share in reversed(offered):  # on a busy machine nobody may have come for them yet
+        if future is None or future.cancel():
+            _run(rows, share, target)
+        else:
+            future.result()
     return True
 
 
@@ -131,7 +135,8 @@ def _plan(height: int, width: int, pixels: PixelFormat, spec: Preprocess, patch:
 def _sections(height: int, work: int) -> list[slice]:
     """The rows of the result, shared out to as many threads as `work` pixels are worth."""
     threads = max(1, min(MAX_THREADS, _cores(), height, work // PIXELS_A_THREAD))
-    edges = [height * number // threads for number in range(threads + 1)]
+    shares = min(height, threads * SHARES_A_THREAD) if threads > 1 else 1
+    edges = [height * number // shares for number in range(shares + 1)]
     return [slice(*edge) for edge in itertools.pairwise(edges)]
 
 
@@ -183,15 +188,12 @@ def _table(taps: Taps, section: slice, origin: int) -> Table:
     return Table(first // 4, np.ascontiguousarray(pairs).view(np.int32).ravel(), quads)
 
 
-def _started(picture: NDArray[np.uint8], share: Share, out: NDArray[np.uint8]) -> Future[None]:
-    """A share that another thread is at; done already where none can be started, as when the interpreter is on its way out."""
+def _offered(picture: NDArray[np.uint8], share: Share, out: NDArray[np.uint8]) -> Future[None] | None:
+    """A share that another thread may take; None where none can be started, as when the interpreter is on its way out."""
     try:
         return _pool().submit(_run, picture, share, out)
     except RuntimeError:
-        _run(picture, share, out)
-    done: Future[None] = Future()
-    done.set_result(None)
-    return done
+        return None
 
 
 def _run(picture: NDArray[np.uint8], share: Share, out: NDArray[np.uint8]) -> None:
@@ -218,7 +220,7 @@ def _pool() -> ThreadPoolExecutor:
     """The threads that help the calling one."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
-    return ThreadPoolExecutor(MAX_THREADS - 1, "vitedge-resample")
+    return ThreadPoolExecutor(max(1, min(MAX_THREADS, _cores()) - 1), "vitedge-resample")
 
 
 _SCRATCH = _Scratch()
