@@ -171,8 +171,15 @@ def test_many_threads_at_once_do_not_disturb_each_other() -> None:
 def test_a_call_allocates_nothing_that_stays_and_no_buffer(pixels: PixelFormat) -> None:
     model, image = card((64, 64), 16), picture(720, 1280, pixels)
     out = np.empty(input_shape(model), np.int8)
-    for _ in range(10):  # until every thread has its scratch
-        write_input(image, model, out, pixels)
+    workers = resample_cpu._pool()._max_workers
+    together = threading.Barrier(workers)
+
+    def warm_up(_: int) -> None:
+        together.wait()
+        written(image, model, pixels)
+
+    list(resample_cpu._pool().map(warm_up, range(workers)))  # now every thread has its scratch
+    write_input(image, model, out, pixels)
     tracemalloc.start()
     try:
         write_input(image, model, out, pixels)
@@ -180,6 +187,7 @@ def test_a_call_allocates_nothing_that_stays_and_no_buffer(pixels: PixelFormat) 
         before = tracemalloc.get_traced_memory()[0]
         for _ in range(50):
             write_input(image, model, out, pixels)
+        resample_cpu._pool().submit(int).result()  # behind all that was offered and taken back
         after, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -47,11 +47,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """One thread's part of the result."""
+    """A part of the result that one thread makes. room: the elements of scratch that any part of this picture needs."""
 
     part: Part
     across: Table
     down: Table
+    room: tuple[int, int, int, int]
 
 
 class _Scratch(threading.local):
@@ -61,12 +62,10 @@ class _Scratch(threading.local):
         self.strip = np.empty(0, np.uint8)
         self.quads = self.narrow = self.row = np.empty(0, np.int32)
 
-    def fit(self, part: Part, lanes: int) -> None:
-        """Make room for `part`, in strips of `lanes` rows."""
-        narrow = part.lanes * (_whole(part.rows, lanes) // 4 + part.down)
-        self.strip = _at_least(self.strip, lanes * part.pitch + 4 * part.columns)
-        self.quads = _at_least(self.quads, lanes * part.channels * part.quads)
-        self.narrow, self.row = _at_least(self.narrow, narrow), _at_least(self.row, part.lanes // 4)
+    def fit(self, room: tuple[int, int, int, int]) -> None:
+        """Make room for so many elements of each."""
+        self.strip, self.quads = _at_least(self.strip, room[0]), _at_least(self.quads, room[1])
+        self.narrow, self.row = _at_least(self.narrow, room[2]), _at_least(self.row, room[3])
 
 
 @functools.cache
@@ -129,7 +128,21 @@ def _plan(height: int, width: int, pixels: PixelFormat, spec: Preprocess, patch:
     across = _table(found.across, slice(None), left)
     rows_read = _reach(found.down, slice(None))[1]
     sections = _sections(spec.size[0], max(rows_read * columns, spec.size[0] * spec.size[1]))
-    return tuple(_share(section, across, found.down, (left, columns), pixels, spec, patch) for section in sections)
+    downs = [_table(found.down, section, _reach(found.down, section)[0]) for section in sections]
+    parts = [
+        _part(section, (across, down), found.down, (left, columns), pixels, spec, patch)
+        for section, down in zip(sections, downs, strict=True)
+    ]
+    room = _room(parts)
+    return tuple(Share(part, across, down, room) for part, down in zip(parts, downs, strict=True))
+
+
+def _room(parts: list[Part]) -> tuple[int, int, int, int]:
+    """The elements of scratch for whichever of the parts is the largest, as any thread may come to make it."""
+    lanes, part = _loops().LANES, parts[0]
+    narrow = max(part.lanes * (_whole(part.rows, lanes) // 4 + part.down) for part in parts)
+    strip = lanes * part.pitch + 4 * part.columns
+    return strip, lanes * part.channels * part.quads, narrow, part.lanes // 4
 
 
 def _sections(height: int, work: int) -> list[slice]:
@@ -144,24 +157,25 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _share(
-    section: slice, across: Table, down: Taps, read: tuple[int, int], pixels: PixelFormat, spec: Preprocess, patch: int | None
-) -> Share:
+def _part(
+    section: slice, tables: tuple[Table, Table], down: Taps, read: tuple[int, int], pixels: PixelFormat, spec: Preprocess,
+    patch: int | None,
+) -> Part:  # fmt: skip
     """What makes the rows `section` of the result; read: the first column and how many are read of the source."""
     loops, grey_picture = _loops(), pixels == "grey"
     channels = 1 if grey_picture else spec.channels
     top, rows = _reach(down, section)
-    table = _table(down, section, top)
+    across = tables[0]
     quads = _whole(max(-(-read[1] // 4), int(across.first.max()) + across.quads), 4)  # four at a time are cut from a plane
     wide = (patch or spec.size[1]) * spec.channels
-    part = loops.Part(
+    part: Part = loops.Part(
         layout=loops.LAYOUTS.get(pixels, loops.PACKED), wide=1 if grey_picture else 3, bgr=int(pixels == "bgr"),
         luma=int(spec.channels == 1 and not grey_picture), channels=channels, repeat=spec.channels // channels,
         top=top, rows=rows, left=read[0], columns=read[1], quads=quads, pitch=3 * (4 * quads + loops.LANES),
-        across=across.quads, down=table.quads, lanes=_whole(channels * spec.size[1], loops.LANES), first_row=section.start,
+        across=across.quads, down=tables[1].quads, lanes=_whole(channels * spec.size[1], loops.LANES), first_row=section.start,
         patch=patch or 1, patch_wide=wide, across_patches=spec.size[1] * spec.channels // wide, flip=0x80 if patch else 0,
     )  # fmt: skip
-    return Share(part, across, table)
+    return part
 
 
 def _reach(taps: Taps, section: slice, limit: int | None = None) -> tuple[int, int]:
@@ -199,7 +213,7 @@ def _offered(picture: NDArray[np.uint8], share: Share, out: NDArray[np.uint8]) -
 def _run(picture: NDArray[np.uint8], share: Share, out: NDArray[np.uint8]) -> None:
     """Let the calling thread do its share."""
     loops, scratch = _loops(), _SCRATCH
-    scratch.fit(share.part, loops.LANES)
+    scratch.fit(share.room)
     loops.resample(
         picture, share.part, share.across.first, share.across.weights, share.down.first, share.down.weights, out,
         scratch.strip, scratch.quads, scratch.narrow, scratch.row,
