@@ -57,6 +57,7 @@ check: .venv/ready
 bench: demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/cpu_latency.py
+	$(BIN)/python -m benchmarks.preprocess
 	$(BIN)/vitedge bench fashion-vit/fp32 fashion-vit/int8 --images $(FASHION)/.cache/test --seconds 10 --json results/fashion_vit.json
 	$(BIN)/vitedge bench focus-vits14/fp32 focus-vits14/int8 --images $(FOCUS)/.cache/judge --seconds 10 --json results/focus_vits14.json
 	$(BIN)/python benchmarks/readme.py

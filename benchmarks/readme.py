@@ -255,6 +255,43 @@ def rtx_caption(document: dict[str, Any]) -> str:
     )
 
 
+def preprocess(document: dict[str, Any]) -> str:
+    """The table of preprocess.py: every candidate, on the frames of all sizes side by side."""
+    sections, ours = document["sections"], document["ratio_to"]
+    head = [
+        "by",
+        "makes",
+        *(text for name in sections for text in (f"{name}, ms", f"× {ours}")),
+        "worst difference from Pillow, levels",
+    ]
+    beside = [{row["name"]: row for row in section["candidates"]} for section in sections.values()]
+    rows = [preprocess_row([rows.get(name) for rows in beside], ours) for name in beside[0]]
+    skipped = {name: why for section in sections.values() for name, why in section["skipped"].items()}
+    reasons = [[name, f"skipped: {why}", *[""] * (len(head) - 2)] for name, why in skipped.items()]
+    return f"{markdown([head, *rows, *reasons])}\n{preprocess_caption(document)}\n"
+
+
+def preprocess_row(sizes: Sequence[dict[str, Any] | None], ours: str) -> list[str]:
+    """One candidate's cells, empty for a size that it was left out of; those of `ours` are bold."""
+    measured = [row for row in sizes if row]
+    speeds = [text for row in sizes for text in ((f"{row['median_ms']:.2f}", speed(row)[1]) if row else ("", ""))]
+    cells = [measured[0]["name"], measured[0]["makes"], *speeds, f"{max(row['worst_levels'] for row in measured):.0f}"]
+    return [f"**{cell}**" for cell in cells] if measured[0]["name"] == ours else cells
+
+
+def preprocess_caption(document: dict[str, Any]) -> str:
+    """What, where, with what and how busy a machine it was measured."""
+    where, sections = document["environment"], document["sections"].values()
+    packages = ", ".join(f"{name} {version}" for name, version in document["versions"].items() if version)
+    calls = document["rounds"] * document["calls_per_round"]
+    disturbed, turns = (sum(section[key] for section in sections) for key in ("turns_disturbed", "turns"))
+    return (
+        f"Medians of {calls} calls, {document['rounds']} rounds in turns, of which other processes disturbed {disturbed} of "
+        f"{turns}; in brackets the {document['interval']} bootstrap interval of the ratio. {where['machine']}, {where['cores']} "
+        f"cores ({where['int8']}), {where['date']}; {packages}. `{where['command']}`"
+    )
+
+
 def cell(value: float | None, form: str) -> str:
     """A measurement; the row that the others are held against has none."""
     return "reference" if value is None else f"{value:{form}}"
@@ -298,6 +335,7 @@ TABLES = {
     "fashion_vit": Table("fashion_vit", bench_table),
     "focus_vits14": Table("focus_vits14", bench_table),
     "cpu_latency": Table("cpu_latency", cpu_latency),
+    "preprocess": Table("preprocess", preprocess, "docs/preprocessing.md"),
     "quantizers": Table("quantizers", quantizers),
     "quantizers_ablation": Table("quantizers", quantizers_ablation, "docs/quantization.md"),
     "rtx_builds": Table("rtx_builds", rtx_builds),

@@ -17,6 +17,7 @@ from PIL import Image
 
 from vitedge.errors import VitEdgeError
 from vitedge.pixels import to_rgb
+from vitedge.resample_cpu import write_patches
 from vitedge.resampling import rows_read, scaled_size, seen_region
 from vitedge.specs import ModelCard, PixelFormat, Preprocess
 
@@ -33,6 +34,8 @@ def write_input(image: NDArray[np.uint8], card: ModelCard, out: NDArray[Any], pi
     shape, dtype = input_shape(card), input_dtype(card)
     if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
         raise VitEdgeError(f"the input buffer of {card.name} must be a contiguous {dtype}{list(shape)}, not {_described(out)}")
+    if write_patches(image, pixels, card.preprocess, card.patch, out):
+        return
     resized = resize(to_rgb(image, pixels), card.preprocess)
     if card.patch is None:
         out[...] = resized

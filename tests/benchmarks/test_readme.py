@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.readme import BLOCK, TABLES, cpu_latency, markdown, quantizers, quantizers_ablation, rewrite, rtx_table
+from benchmarks.readme import (
+    BLOCK,
+    TABLES,
+    cpu_latency,
+    markdown,
+    preprocess,
+    quantizers,
+    quantizers_ablation,
+    rewrite,
+    rtx_table,
+)
 from vitedge.errors import VitEdgeError
 from vitedge.workspace import read_json
 
@@ -37,6 +47,11 @@ DOCUMENT = {
     "interval": "95 %",
     "sections": {"features": SECTION, "whole": SECTION},
 }  # fmt: skip
+
+FRAME = {"median_ms": 6.871, "ratio": 9.61, "ratio_low": 9.5, "ratio_high": 9.8, "makes": "float32", "worst_levels": 0.0}
+LOOPS = {**FRAME, "name": "vitedge", "makes": "int8 patches", "ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0}
+FRAMES = {"candidates": [LOOPS, {**FRAME, "name": "Pillow"}], "skipped": {"torchvision": "no"}, "turns": 40, "turns_disturbed": 3}
+PREPROCESS = {**DOCUMENT, "ratio_to": "vitedge", "sections": {"1080p": FRAMES, "4K": FRAMES}}
 
 QUANTIZED = {"sqnr_db": 20.04, "class_sqnr_db": 18.0, "top1": 91.0, "agreement": 97.26, "seconds": 12.3, "peak_mib": 900.0}
 SPREAD = {"min": 19.0, "median": 20.0, "max": 21.0}
@@ -160,6 +175,15 @@ def test_the_ablation_has_the_single_steps_and_the_draws() -> None:
     assert "| smoothing | exact | 20.0 |" in text and "engine, bf16" not in text
     assert "| int8, median of the draws | exact | 20.0 |  |" in text
     assert "NNCF |" not in text
+
+
+def test_preprocessing_is_shown_for_all_sizes_of_frames() -> None:
+    text = preprocess(PREPROCESS)
+    assert "| **vitedge** | **int8 patches** | **6.87** | **1.00** | **6.87** | **1.00** | **0** |" in text
+    assert "| Pillow | float32 | 6.87 | 9.61 (9.50 - 9.80) | 6.87 | 9.61 (9.50 - 9.80) | 0 |" in text
+    assert "| torchvision | skipped: no |" in text
+    assert "160 calls" in text and "disturbed 6 of 80" in text and "None" not in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
 
 def test_a_table_may_belong_to_another_document(tmp_path: Path) -> None:
