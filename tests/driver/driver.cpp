@@ -61,7 +61,16 @@ bool capturing_here() {  // a thread-local capture forbids its own thread what w
 void break_captures() {
     for (void *each : streams) { auto *stream = (Stream *)each; if (stream->capture && stream->by == std::this_thread::get_id()) stream->broken = true; }
 }
-void drain(Stream *stream) { while (!stream->pending.empty()) { auto work = stream->pending.front(); stream->pending.pop_front(); work(); } }
+bool step(Stream *stream) {  // without the lock, since work may be Python's, whose own lock another caller may hold
+    if (!known(streams, stream) || stream->pending.empty()) return false;
+    auto work = stream->pending.front();
+    stream->pending.pop_front();
+    turn.unlock();
+    work();
+    turn.lock();
+    return true;
+}
+void drain(Stream *stream) { while (step(stream)) {} }
 int put(Stream *stream, Work work) {
     if (!known(streams, stream)) return INVALID_HANDLE;
     if (stream->broken) return CAPTURE_INVALIDATED;
@@ -88,6 +97,7 @@ API void fake_fail(const char *function, int after, int status) { failures[funct
 API void fake_attribute(int which, int value) { attributes[which] = value; }
 API void fake_memory(size_t bytes) { memory = bytes; }
 API void fake_on_launch(Callback callback) { on_launch = callback; }
+API int fake_flags(Stream *stream) { return (int)stream->flags; }
 API int fake_live(int what) {
     size_t live[] = {device_memory.size(), pinned_memory.size(), streams.size(), events.size(), modules.size(), graphs.size() + executables.size()};
     return (int)live[what];
@@ -112,10 +122,10 @@ API int cuCtxPushCurrent_v2(void *context) { ENTER(false); contexts.push_back(co
 API int cuCtxPopCurrent_v2(void **context) { ENTER(true); *context = contexts.back(); contexts.pop_back(); return OK; }
 API int cuCtxGetCurrent(void **context) { ENTER(false); *context = contexts.empty() ? nullptr : contexts.back(); return OK; }
 API int cuCtxGetDevice(int *device) { ENTER(true); *device = 0; return OK; }
-API int cuCtxSynchronize() { ENTER(true); NOT_WHILE_CAPTURING; for (void *each : streams) drain((Stream *)each); return OK; }
+API int cuCtxSynchronize() { ENTER(true); NOT_WHILE_CAPTURING; auto all = streams; for (void *each : all) drain((Stream *)each); return OK; }
 
 API int cuStreamCreate(Stream **stream, unsigned flags) { ENTER(true); *stream = new Stream; (*stream)->flags = flags; streams.insert(*stream); return OK; }
-API int cuStreamDestroy_v2(Stream *stream) { ENTER(true); if (!streams.erase(stream)) return INVALID_HANDLE; drain(stream); delete stream; return OK; }
+API int cuStreamDestroy_v2(Stream *stream) { ENTER(true); if (!known(streams, stream)) return INVALID_HANDLE; drain(stream); streams.erase(stream); delete stream; return OK; }
 API int cuStreamSynchronize(Stream *stream) {
     ENTER(true);
     if (!known(streams, stream)) return INVALID_HANDLE;
@@ -133,12 +143,13 @@ API int cuStreamBeginCapture_v2(Stream *stream, int mode) {
     return OK;
 }
 API int cuStreamEndCapture(Stream *stream, Graph **graph) {
-    ENTER(true);
+    std::lock_guard<std::recursive_mutex> hold(turn);
     *graph = nullptr;
     if (!known(streams, stream) || !stream->capture) return INVALID_VALUE;
     bool broken = stream->broken;
     stream->broken = false;
-    auto captured = std::move(stream->capture);
+    auto captured = std::move(stream->capture);  // it ends, whatever the status
+    if (int status = enter(__func__, true)) return status;
     if (broken) return CAPTURE_INVALIDATED;
     graphs.insert(*graph = captured.release());
     return OK;
@@ -172,11 +183,7 @@ API int cuEventRecord(Event *event, Stream *stream) {
 API int cuEventSynchronize(Event *event) {
     ENTER(true);
     NOT_WHILE_CAPTURING;
-    while (event->stream && known(streams, event->stream) && !*event->reached && !event->stream->pending.empty()) {
-        auto work = event->stream->pending.front();
-        event->stream->pending.pop_front();
-        work();
-    }
+    while (event->stream && !*event->reached && step(event->stream)) {}
     return OK;
 }
 API int cuEventElapsedTime_v2(float *ms, Event *start, Event *end) {
@@ -201,7 +208,6 @@ API int cuMemFree_v2(char *address) {
     ENTER(true);
     NOT_WHILE_CAPTURING;
     if (!device_memory.erase(address)) return INVALID_VALUE;
-    for (void *each : streams) drain((Stream *)each);  // as the real one waits
     free(address);
     return OK;
 }
@@ -218,7 +224,6 @@ API int cuMemFreeHost(char *address) {
     ENTER(true);
     NOT_WHILE_CAPTURING;
     if (!pinned_memory.erase(address)) return INVALID_VALUE;
-    for (void *each : streams) drain((Stream *)each);
     free(address);
     return OK;
 }

@@ -46,8 +46,13 @@ BACKENDS = {  # name -> module, or module:object
 class Session(Protocol):
     """An open plan with its input buffer."""
 
-    input: NDArray[Any]
-    """[max batch, ...], int8 patches or uint8 pixels; owned by the session and written by preprocessing."""
+    @property
+    def input(self) -> NDArray[Any]:
+        """[max batch, ...], int8 patches or uint8 pixels; owned by the session.
+
+        To be asked for anew after a `write`: what was written on a device is brought back, and until then nothing can be
+        written into the array.
+        """
 
     def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat) -> None:
         """Preprocess a picture (see `vitedge.pixels`) into a row of the input, which may lie on the device."""

@@ -9,6 +9,7 @@ tools that read ELF files look no further than the code. Knows nothing of what a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Any
 
@@ -23,15 +24,15 @@ INSTALL = "pip install 'cuda-bindings[all]', with the version of the driver's CU
 
 def compiled(source: str, options: tuple[str, ...], capability: str) -> bytes:
     """The machine code of `source` for the compute `capability`, e.g. "8.7". An EngineError says why there is none."""
-    compiler = compiler_version()
-    if not compiler:
+    version = compiler_version()
+    if not version:
         raise EngineError("there is neither NVRTC nor nvcc to compile a kernel with", hint=INSTALL)
-    key = content_key(source, options, capability, compiler)
+    key = content_key(source, options, capability, version)
     path = cache_folder() / "kernels" / f"{key}.cubin"
     kept = path.read_bytes() if path.is_file() else b""
     if len(kept) > DIGEST and hashlib.sha256(kept[:-DIGEST]).digest() == kept[-DIGEST:]:
         return kept[:-DIGEST]
-    by = compile_by_nvrtc if compiler.startswith("nvrtc") else cuda.compile_by_nvcc
+    by = compile_by_nvrtc if version.startswith("nvrtc") else cuda.compile_by_nvcc
     code = by(source, options, capability)
     try:
         write_file(path, code + hashlib.sha256(code).digest())
@@ -40,6 +41,7 @@ def compiled(source: str, options: tuple[str, ...], capability: str) -> bytes:
     return code
 
 
+@functools.cache
 def compiler_version() -> str:
     """What kernels are compiled with here, e.g. "nvrtc 13.5" or "nvcc 13.0.88"; "" where there is nothing."""
     version = nvrtc_version()

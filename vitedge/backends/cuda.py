@@ -13,9 +13,11 @@ EngineError. Whoever makes something closes it: twice is safe, and what is close
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
 import importlib
+import struct
 import threading
 import weakref
 from contextlib import suppress
@@ -166,7 +168,7 @@ class Buffer:
         driver = _driver()
         flags = driver.host_alloc_flags.DEVICEMAP if mapped else 0
         try:
-            host: NDArray[Any] = driver.pagelocked_empty(shape, dtype, mem_flags=flags)
+            host: Any = driver.pagelocked_empty(shape, dtype, mem_flags=flags)
             pinned = host.base
             # PyCUDA frees only where the context is current, and the last to hold the array may be in any thread
             weakref.finalize(host, _free_pinned, pinned).atexit = False
@@ -175,8 +177,8 @@ class Buffer:
             what = f"there is no GPU memory left for a buffer of {dtype}{list(shape)}"
             raise EngineError(what, hint=NO_MEMORY_HINT) from error
         host[...] = 0
-        self._address = int(pinned.get_device_pointer() if mapped else self._memory)  # type: ignore[union-attr]
-        self._row_bytes = host.nbytes // shape[0]
+        address: Any = pinned.get_device_pointer() if mapped else self._memory
+        self._address, self._row_bytes = int(address), int(host.nbytes) // shape[0]
         self._host: NDArray[Any] | None = host
         self.mapped = mapped
 
@@ -221,19 +223,26 @@ class Kernel:
     """A function of compiled CUDA code. parameters: their types in turn, as struct's letters, "P" for an address."""
 
     def __init__(self, cubin: bytes, name: str, parameters: str) -> None:
+        self._parameters = struct.Struct(parameters)  # in the native layout, which is that of a kernel's parameters
         try:
             self._module: Any = _driver().module_from_buffer(cubin)
-            self._function: Any = self._module.get_function(name).prepare(parameters)
+            self._function: Any = self._module.get_function(name)
         except _driver().Error as error:
             what = f"the driver does not load the kernel {name!r}: {first_line(error)}"
             raise EngineError(what, hint="install the NVRTC of the CUDA version that the driver is for") from error
 
     def launch(
-        self, grid: tuple[int, ...], block: tuple[int, int, int], stream: Stream, arguments: tuple[int | float, ...], shared: int = 0
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, int, int],
+        stream: Stream,
+        arguments: tuple[int | float, ...],
+        shared: int = 0,
     ) -> None:
         """Begin to run it behind what is in the stream. shared: bytes of shared memory a block."""
         _check_open(self._function, "kernel")
-        self._function.prepared_async_call(grid, block, stream.raw, *arguments, shared_size=shared)
+        # what PyCUDA offers above this sets the block's shape in a call of its own, which CUDA has deprecated
+        self._function._launch_kernel(grid, block, self._parameters.pack(*arguments), shared, stream.raw)
 
     def close(self) -> None:
         """Unload the code; a second call does nothing."""
@@ -256,7 +265,7 @@ def nvcc_version() -> str:
     try:
         compiler = importlib.import_module("pycuda.compiler")
         said = str(compiler.get_nvcc_version("nvcc"))
-    except (ImportError, OSError, _driver().Error):
+    except (ImportError, OSError, RuntimeError):  # no PyCUDA, no nvcc, or one that does not start
         return ""
     return next((word.rstrip(",")[1:] for word in said.split() if word[:1] == "V" and word[1:2].isdigit()), said.strip())
 
@@ -283,7 +292,9 @@ def _primary_context() -> Any:
 
 @functools.cache
 def _retained() -> Any:
-    return _driver().Device(0).retain_primary_context()
+    context = _driver().Device(0).retain_primary_context()
+    atexit.register(context.detach)  # its destructor would call what is for other contexts, and complain
+    return context
 
 
 @functools.cache
