@@ -143,8 +143,7 @@ def _tile(across: Taps, down: Taps, height: int, width: int, room: int) -> Tile:
 def _longest(taps: Taps, side: int) -> int:
     """The most pixels of the picture that `side` pixels in a row of the result are made from."""
     ends = np.minimum(np.arange(side, len(taps.first) + side, side), len(taps.first)) - 1
-    longest: np.int32 = (taps.first[ends] - taps.first[::side]).max()
-    return int(longest) + taps.weights.shape[1]
+    return int(np.max(taps.first[ends] - taps.first[::side])) + int(taps.weights.shape[1])
 
 
 def _by_tap(taps: Taps) -> NDArray[np.int32]:
