@@ -1,8 +1,8 @@
 // Runs patchify.cu on a CPU, block after block, with CUDA's meaning of __syncthreads.
 //
 // As a library, the threads of a block are fibers: one runs until its next barrier, then the next; deterministic and quick.
-// As a program (-DTHREADED), they are threads of the system, for the sanitizers: program FILE runs the launch in FILE and writes
-// the result to FILE.out. Every argument lies in memory of its exact size, and shared memory ends where the launch says.
+// As a program (-DTHREADED), they are threads of the system, for the sanitizers: program CASE OUT runs the launch in the file CASE
+// and writes the result to OUT. Every argument lies in memory of its exact size, and shared memory ends where the launch says.
 #include "cuda_shim.h"
 
 #include <stdlib.h>
@@ -104,6 +104,7 @@ extern "C" int launch(const unsigned* grid, const unsigned* block, const Argumen
 #include <pthread.h>
 #include <stdio.h>
 
+#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -111,10 +112,11 @@ extern "C" int launch(const unsigned* grid, const unsigned* block, const Argumen
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #else
-#define ASAN_POISON_MEMORY_REGION(address, bytes)
+#define ASAN_POISON_MEMORY_REGION(address, bytes) (void)(bytes)
 #endif
 
 static pthread_barrier_t barrier;
+static std::vector<std::unique_ptr<unsigned char[]>> held;
 
 void __syncthreads() { pthread_barrier_wait(&barrier); }
 
@@ -137,9 +139,9 @@ static unsigned number(FILE* file) {
 // How many bytes follow, then these.
 static unsigned char* bytes(FILE* file, size_t& count) {
     count = number(file);
-    unsigned char* data = new unsigned char[count];
-    if (fread(data, 1, count, file) != count) exit(2);
-    return data;
+    held.emplace_back(new unsigned char[count]);
+    if (fread(held.back().get(), 1, count, file) != count) exit(2);
+    return held.back().get();
 }
 
 int main(int, char** words) {
@@ -161,7 +163,7 @@ int main(int, char** words) {
         for (unsigned x = 0; x < blockDim.x; ++x) threads.emplace_back(run, std::cref(arguments), x, y);
     for (std::thread& thread : threads) thread.join();
 
-    FILE* result = fopen((std::string(words[1]) + ".out").c_str(), "wb");
+    FILE* result = fopen(words[2], "wb");
     return result && fwrite(arguments.out, 1, count, result) == count && !fclose(result) ? 0 : 2;
 }
 

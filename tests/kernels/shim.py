@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
-import os
 import shutil
 import struct
 import subprocess
@@ -27,18 +26,19 @@ from vitedge.backends.patchify import Launch, source
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # of unrolling
+PROT_NONE = 0
 
 
 class Arguments(ctypes.Structure):
     """What `launch` of cuda_shim.cpp takes."""
 
-    _fields_ = [("pointers", ctypes.c_void_p * 6), ("scalars", ctypes.c_int * 9)]  # noqa: RUF012
+    _fields_ = [("pointers", ctypes.c_void_p * 6), ("scalars", ctypes.c_int * 9)]
 
 
 def run(launch: Launch, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """uint8[launch.out_bytes]. Reading beyond the picture's last byte, or writing beyond the row, ends the process."""
-    pages = (_before_a_guard(launch.picture_bytes), _before_a_guard(launch.out_bytes))
-    given, out = (page.array for page in pages)
+    given = _before_a_guard(launch.picture_bytes, "picture").array
+    out = _before_a_guard(launch.out_bytes, "out").array
     given[:] = picture.reshape(-1)[: launch.picture_bytes]
     out[:] = 0x5A
     addresses = [array.ctypes.data for array in (given, out, *launch.tables)]
@@ -52,13 +52,13 @@ def run(launch: Launch, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def run_checked(launch: Launch, picture: NDArray[np.uint8], sanitizer: str) -> NDArray[np.uint8]:
     """uint8[launch.out_bytes], computed by a program built with -fsanitize=`sanitizer`; fails with what that found."""
     program = _program(launch.defines, sanitizer)
-    case = program.parent / "case"
+    case, out = _path("case"), _path("out")
     blobs = (*launch.tables, picture.reshape(-1)[: launch.picture_bytes], np.zeros(launch.out_bytes, np.uint8))
     header = struct.pack("<5I", *launch.grid, *launch.block[:2], launch.shared_bytes) + struct.pack("<9i", *launch.scalars)
     case.write_bytes(header + b"".join(struct.pack("<I", blob.nbytes) + blob.tobytes() for blob in blobs))
-    done = subprocess.run([program, case], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, case, out], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr
-    return np.fromfile(f"{case}.out", np.uint8)
+    return np.fromfile(out, np.uint8)
 
 
 class _Pages:
@@ -66,59 +66,59 @@ class _Pages:
 
     def __init__(self, count: int) -> None:
         whole = -(-count // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._map = mmap.mmap(-1, whole + mmap.PAGESIZE)
-        everything = np.frombuffer(self._map, np.uint8)
-        libc = ctypes.CDLL(None, use_errno=True)
-        guard = ctypes.c_void_p(everything.ctypes.data + whole)
-        assert libc.mprotect(guard, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_NONE if hasattr(mmap, "PROT_NONE") else 0) == 0
+        everything = np.frombuffer(mmap.mmap(-1, whole + mmap.PAGESIZE), np.uint8)  # keeps the map alive
+        guard, size = ctypes.c_void_p(everything.ctypes.data + whole), ctypes.c_size_t(mmap.PAGESIZE)
+        assert ctypes.CDLL(None).mprotect(guard, size, PROT_NONE) == 0
         self.array = everything[whole - count : whole]
 
 
-@functools.lru_cache(maxsize=64)
-def _before_a_guard(count: int) -> _Pages:
+@functools.lru_cache(maxsize=16)
+def _before_a_guard(count: int, purpose: str) -> _Pages:
+    assert purpose  # so that a picture and a result of one size do not share their memory
     return _Pages(count)
 
 
 @functools.cache
-def _folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="patchify-"))
-    import atexit
-
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    (folder / "patchify.cu").write_text(source(), "utf-8")
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """With the kernel's source; removed when the interpreter ends."""
+    folder = tempfile.TemporaryDirectory(prefix="patchify-")
+    Path(folder.name, "patchify.cu").write_text(source(), "utf-8")
     return folder
 
 
 @functools.cache
 def _library(defines: tuple[str, ...]) -> Any:
-    path = _folder() / f"{'-'.join(defines)}.so"
-    shim = _object(())
-    _compile("-shared", "-fPIC", "-O2", *_kernel(defines), "-x", "none", shim, "-o", path)
+    path = _path(f"{'-'.join(defines)}.so")
+    _compile("-shared", "-fPIC", "-O2", *_kernel(defines), *_shim("-fPIC", "-O2"), "-o", str(path))
     return ctypes.CDLL(str(path))
 
 
 @functools.cache
 def _program(defines: tuple[str, ...], sanitizer: str) -> Path:
-    path = _folder() / f"{'-'.join(defines)}-{sanitizer}" / "program"
-    path.parent.mkdir()
+    path = _path(f"{'-'.join(defines)}-{sanitizer}")
     options = ("-g", "-O1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-pthread")
-    _compile(*options, *_kernel(defines), "-x", "none", _object((*options, "-DTHREADED")), "-o", path)
+    _compile(*options, *_kernel(defines), *_shim(*options, "-DTHREADED"), "-o", str(path))
     return path
+
+
+def _kernel(defines: tuple[str, ...]) -> tuple[str, ...]:
+    names = [f"-D{name}" for name in defines]
+    return ("-x", "c++", "-include", str(HERE / "cuda_shim.h"), *names, str(_path("patchify.cu")), "-x", "none")
 
 
 @functools.cache
-def _object(options: tuple[str, ...]) -> Path:
-    path = _folder() / f"shim-{len(options)}-{abs(hash(options))}.o"
-    _compile("-c", "-fPIC", "-O2", *options, HERE / "cuda_shim.cpp", "-o", path)
-    return path
+def _shim(*options: str) -> tuple[str]:
+    """The object file of cuda_shim.cpp."""
+    path = str(_path(f"{'-'.join(options)}.o".replace("=", "-")))
+    _compile("-c", *options, str(HERE / "cuda_shim.cpp"), "-o", path)
+    return (path,)
 
 
-def _kernel(defines: tuple[str, ...]) -> tuple[str | Path, ...]:
-    return ("-x", "c++", "-include", HERE / "cuda_shim.h", *(f"-D{name}" for name in defines), _folder() / "patchify.cu")
+def _path(name: str) -> Path:
+    return Path(_folder().name, name)
 
 
-def _compile(*words: str | os.PathLike[str]) -> None:
-    assert COMPILER
-    command = [COMPILER, "-std=c++17", *WARNINGS, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _compile(*words: str) -> None:
+    assert COMPILER, "there is no g++"
+    done = subprocess.run([COMPILER, "-std=c++17", *WARNINGS, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
