@@ -1,6 +1,6 @@
 // Runs patchify.cu on a CPU, block after block, with CUDA's meaning of __syncthreads.
 //
-// As a library, the threads of a block are fibers: one runs until its next barrier, then the next; deterministic and quick.
+// As a library, the threads of a block are fibers: one runs up to its next barrier, then the next; deterministic and quick.
 // As a program (-DTHREADED), they are threads of the system, for the sanitizers: program CASE OUT runs the launch in the file CASE
 // and writes the result to OUT. Every argument lies in memory of its exact size, and shared memory ends where the launch says.
 #include "cuda_shim.h"
@@ -31,58 +31,66 @@ static void call(const Arguments& a) {
 
 #ifndef THREADED
 
+#include <setjmp.h>
 #include <ucontext.h>
 
+#include <deque>
 #include <vector>
 
 constexpr size_t STACK_BYTES = 32 * 1024;
 
+// Lives on from block to block. ucontext makes its stack; setjmp changes to it ten times as fast, without a system call.
 struct Fiber {
-    ucontext_t context;
     Index index;
-    bool waiting, done;
+    bool begun = false, waiting = false;
+    ucontext_t context;
+    jmp_buf state;
     std::vector<char> stack = std::vector<char>(STACK_BYTES);
 };
 
-static ucontext_t scheduler;
-static std::vector<Fiber> fibers;
+static std::deque<Fiber> fibers;
 static Fiber* running;
+static jmp_buf scheduler;
 static const Arguments* arguments;
 
-void __syncthreads() {
-    running->waiting = true;
-    swapcontext(&running->context, &scheduler);
+static void leave(bool waiting) {
+    running->waiting = waiting;
+    if (!_setjmp(running->state)) _longjmp(scheduler, 1);
 }
 
-static void enter() {
-    call(*arguments);
-    running->done = true;
+void __syncthreads() { leave(true); }
+
+static void live() {
+    for (;;) {
+        call(*arguments);
+        leave(false);
+    }
 }
 
-static void start(Fiber& fiber, unsigned x, unsigned y) {
+static void enter(Fiber& fiber) {
+    running = &fiber;
+    threadIdx = fiber.index;
+    if (_setjmp(scheduler)) return;
+    if (fiber.begun) _longjmp(fiber.state, 1);
+    fiber.begun = true;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
     fiber.context.uc_stack.ss_size = STACK_BYTES;
-    fiber.context.uc_link = &scheduler;
-    fiber.index = {x, y, 0};
-    fiber.done = false;
-    makecontext(&fiber.context, enter, 0);
+    makecontext(&fiber.context, live, 0);
+    setcontext(&fiber.context);
 }
 
 // To the next barrier with every thread of a block. 1: all wait there. 0: all are done. -1: some of each.
 static int advance(size_t threads) {
     size_t waiting = 0;
     for (size_t i = 0; i < threads; ++i) {
-        running = &fibers[i];
-        running->waiting = false;
-        threadIdx = running->index;
-        swapcontext(&scheduler, &running->context);
-        waiting += running->waiting;
+        enter(fibers[i]);
+        waiting += fibers[i].waiting;
     }
     return waiting == threads ? 1 : waiting ? -1 : 0;
 }
 
-// 0, or 1 where not all threads of a block came to a barrier, which on a GPU would hang or worse.
+// 0, or 1 where not all threads of a block came to a barrier, which on a GPU would hang or worse; it is of no use afterwards.
 extern "C" int launch(const unsigned* grid, const unsigned* block, const Arguments* given) {
     gridDim = {grid[0], grid[1], 1}, blockDim = {block[0], block[1], 1};
     const size_t threads = (size_t)blockDim.x * blockDim.y;
@@ -91,7 +99,7 @@ extern "C" int launch(const unsigned* grid, const unsigned* block, const Argumen
     for (unsigned tile = 0; tile < gridDim.x * gridDim.y; ++tile) {
         blockIdx = {tile % gridDim.x, tile / gridDim.x, 0};
         memset(shared, 0xA5, SHARED_BYTES);  // what was never written must not look right
-        for (unsigned i = 0; i < threads; ++i) start(fibers[i], i % blockDim.x, i / blockDim.x);
+        for (unsigned i = 0; i < threads; ++i) fibers[i].index = {i % blockDim.x, i / blockDim.x, 0};
         int state;
         while ((state = advance(threads)) == 1) {}
         if (state < 0) return 1;
