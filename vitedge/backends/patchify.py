@@ -35,6 +35,7 @@ SHARED_BYTES = 48 * 1024  # what every GPU gives a block unasked
 TILE = 16  # pixels a side, or the patches that come nearest to it
 ROWS_AT_ONCE = 2  # that a thread narrows in one go
 FEWEST_ROWS = 8  # of a band; with fewer, most threads wait
+FEWEST_BLOCKS = 16  # two for each multiprocessor of the smallest Orin
 ROW_BYTES: dict[PixelFormat, int] = {"rgb": 3, "bgr": 3, "grey": 1, "yuyv": 2, "nv12": 1}  # a pixel, in a row of the picture
 
 
@@ -112,39 +113,41 @@ def _launch(height: int, width: int, pitch: int, pixels: PixelFormat, spec: Prep
 
 
 def choose_tile(across: Taps, down: Taps, patch: int, pixel_bytes: int) -> Tile:
-    """The largest tile up to TILE a side for which shared memory has room, halved until it fits.
+    """The largest tile up to TILE a side that shared memory has room for and that leaves enough blocks, by halving.
 
-    Tiles overlap in what they read, by nearly the taps, so larger ones do less twice; but the GPU wants many. Whole patches
-    lie in one piece in the input. A VitEdgeError where not even a pixel fits: a picture 1500 times the size of the result.
+    Tiles overlap in what they read, by nearly the taps, so the larger they are, the less is done twice. Those of whole patches
+    are written in one piece. A VitEdgeError where not even a pixel has room: at some 1500 pixels of the picture a side.
     """
-    side = patch * max(1, round(TILE / patch))
-    height, width = min(side, len(down.first)), min(side, len(across.first))
-    while True:
-        tile = _tile(across, down, height, width, SHARED_BYTES // pixel_bytes)
-        if tile.band >= min(FEWEST_ROWS, tile.rows) or (tile.band >= 1 and height == width == 1):
-            return tile
-        if height == width == 1:
-            taps = f"{across.weights.shape[1]} x {down.weights.shape[1]}"
-            raise VitEdgeError(
-                f"one pixel of the result is made from {taps} of the picture, more than a GPU has shared memory for",
-                hint="scale the pictures down before, or resize on the CPU",
-            )
-        height, width = _quotient(height, 2), _quotient(width, 2)
+    side, room = patch * max(1, round(TILE / patch)), SHARED_BYTES // pixel_bytes
+    tile = _tile(across, down, min(side, len(down.first)), min(side, len(across.first)), room)
+    while tile.height * tile.width > 1 and not _is_good(tile, across, down):
+        tile = _tile(across, down, _quotient(tile.height, 2), _quotient(tile.width, 2), room)
+    if tile.band < 1:
+        raise VitEdgeError(
+            f"shared memory has no room for the {tile.rows} x {tile.pitch} pixels of a picture that make one of the result",
+            hint="scale the pictures down before, or resize on the CPU",
+        )
+    return tile
+
+
+def _is_good(tile: Tile, across: Taps, down: Taps) -> bool:
+    blocks = _quotient(len(across.first), tile.width) * _quotient(len(down.first), tile.height)
+    return tile.band >= min(FEWEST_ROWS, tile.rows) and blocks >= FEWEST_BLOCKS
 
 
 def _tile(across: Taps, down: Taps, height: int, width: int, room: int) -> Tile:
-    """A tile of `height` x `width` with the band that fits into `room` pixels, which may be 0."""
+    """A tile of `height` x `width` with bands as high as `room` pixels allow, which may be none."""
     rows, columns = _longest(down, height), _longest(across, width)
     pitch = columns | 1  # odd: what lies below one another is in different banks of shared memory
-    most = min(rows, ROWS_AT_ONCE * (THREADS // width))
-    return Tile(height, width, max(0, min(most, (room - rows * width) // pitch)), pitch, rows)
+    band = min(ROWS_AT_ONCE * (THREADS // width), (room - rows * width) // pitch)
+    band = _quotient(rows, _quotient(rows, band)) if band > 0 else 0  # as many bands of one height
+    return Tile(height, width, band, pitch, rows)
 
 
 def _longest(taps: Taps, side: int) -> int:
     """The most pixels of the picture that `side` pixels in a row of the result are made from."""
     ends = np.minimum(np.arange(side, len(taps.first) + side, side), len(taps.first)) - 1
-    longest: np.int32 = (taps.first[ends] - taps.first[::side]).max()
-    return int(longest) + taps.weights.shape[1]
+    return int(np.max(taps.first[ends] - taps.first[::side])) + int(taps.weights.shape[1])
 
 
 def _by_tap(taps: Taps) -> NDArray[np.int32]:

@@ -13,12 +13,15 @@
 
 enum Format { RGB, BGR, GREY, YUYV, NV12 };
 
-// A grey picture has three equal channels: they are resampled once and written as often as the model wants.
-constexpr int PLANES = CHANNELS == 1 || PIXELS == GREY ? 1 : 3;
-constexpr int SIDE = PATCH ? PATCH : 1;  // patches of one pixel are laid out as the image is
-constexpr unsigned FLIP = PATCH ? 0x80 : 0;
-constexpr int WEIGHT_BITS = 22, YUV_BITS = 20;
-constexpr int THREADS = 256;
+// Not constexpr int: NVRTC would put these into global memory.
+enum Constant {
+    PLANES = CHANNELS == 1 || PIXELS == GREY ? 1 : 3,  // the channels of a grey picture are equal: one is resampled
+    SIDE = PATCH ? PATCH : 1,                          // patches of one pixel are laid out as the image is
+    FLIP = PATCH ? 0x80 : 0,                           // makes an int8 of pixel - 128
+    WEIGHT_BITS = 22,
+    YUV_BITS = 20,
+    THREADS = 256
+};
 
 // One pixel in shared memory: a word of red, green, blue from the low byte up, so that a tap costs one load, or a grey byte.
 template <int planes> struct Stored { typedef unsigned type; };
