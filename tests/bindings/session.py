@@ -3,9 +3,9 @@
     python -m tests.bindings.session FUNCTIONS FOLDER ONNX  ->  {scene: {"calls": [[Class.member, argument, argument], ...],
                                                                          "said": what came of it}}
 
-FUNCTIONS is the file of what the bindings call, see probe.py. There is no driver, so the classes below stand for PyCUDA's context,
-streams and memory with arrays of this process, and for a CUDA graph; with a driver of its own, tests/driver tries those. All else
-is the code of vitedge and of the bindings.
+FUNCTIONS is the file of what the bindings call, see probe.py. There is no driver, so the classes below stand for PyCUDA's
+context, streams and memory with arrays of this process, and for a CUDA graph; tests/driver tries those. All else is the code
+of vitedge and of the bindings.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import gc
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks import gpu_runtime
 from tests.driver import fake
 from vitedge.backends import cubin, cuda, cuda_graph, patchify
 from vitedge.backends.tensorrt_session import TensorRtSession
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.preprocess import input_shape, write_input
-from vitedge.specs import ModelCard, PixelFormat, Preprocess, Target
+from vitedge.runtime.engine import Engine
+from vitedge.specs import Manifest, ModelCard, Peaks, PixelFormat, Preprocess, Target, Work
 
 CARD = ModelCard(name="digits", task="classify", preprocess=Preprocess((28, 28), (0.5,) * 3, (0.5,) * 3), patch=7)
 TARGET = Target(name="board", backend="tensorrt", batch=(1, 2, 8))
@@ -218,7 +221,7 @@ def test_streams_do_not_wait_for_the_default_stream() -> None:
     ],
 )
 def test_what_the_driver_refuses_is_an_engine_error(function: str, use: Any) -> None:
-    with pytest.raises(EngineError, match="CUDA failed: .*illegal memory access") as caught, cuda.Device():
+    with pytest.raises(EngineError, match=r"CUDA failed: .*illegal memory access") as caught, cuda.Device():
         fake.fail(function, fake.ILLEGAL_ADDRESS)
         use()
     assert caught.value.hint and function.removesuffix("_v2") in str(caught.value)
@@ -362,7 +365,7 @@ def test_nvcc_takes_the_place_of_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_driver_that_does_not_load_the_code_says_so() -> None:
     with cuda.Device():
-        with pytest.raises(EngineError, match="the driver does not load the kernel 'patchify': .*image is invalid"):
+        with pytest.raises(EngineError, match=r"the driver does not load the kernel 'patchify': .*image is invalid"):
             cuda.Kernel(b"not ELF, whatever it is", "patchify", "P")
         with pytest.raises(EngineError, match="not found"):
             cuda.Kernel(b"\x7fELF", "no_such_kernel", "P")
@@ -616,9 +619,29 @@ def test_a_closed_session_says_so_and_closes_again(session: TensorRtSession) -> 
     assert shown.shape[0] == 8  # the array itself stays
 
 
+def test_the_benchmark_takes_a_frame_apart(session: TensorRtSession, launches: Launches) -> None:
+    launches.pixels = "nv12"
+    target = dataclasses.replace(TARGET, peaks=Peaks({"fp16": 100.0}, 1000.0))
+    recipe, work = None, Work({"fp16": 10**9}, {"fp16": 10**6})
+    manifest = Manifest(CARD, "fp16", recipe, target, "fp16", "", "", "tensorrt", "0", "", "", work=work)
+    engine = Engine(Path(), manifest, session)
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setattr(gpu_runtime, "STAGE_RUNS", 3)
+        patch.setattr(gpu_runtime, "WARM_RUNS", 3)
+        stages = gpu_runtime.stages_of(engine)
+        assert list(stages) == ["host copy, upload and kernel", "input upload", "plan", "download"] and min(stages.values()) > 0
+        found = list(gpu_runtime.engine_candidates("fp16", engine, stack))
+        for candidate in found:
+            fake.forget()
+            candidate.call()
+            assert ("cuGraphLaunch" in fake.calls()) == candidate.facts["graphs"]
+        assert [one.facts["preprocess"] for one in found].count("gpu") == 4 and len(found) == 6
+        assert all(one.facts["roofline_ms"] == 0.02 for one in found)
+
+
 def test_a_fault_on_the_gpu_is_told(session: TensorRtSession) -> None:
     session.run(1)
     fake.fail("cuStreamSynchronize", fake.ILLEGAL_ADDRESS)
-    with pytest.raises(EngineError, match="CUDA failed: cuStreamSynchronize failed: an illegal memory access"):
+    with pytest.raises(EngineError, match=r"CUDA failed: cuStreamSynchronize failed: an illegal memory access"):
         session.run(1)
     fake.forget()

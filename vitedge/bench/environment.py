@@ -15,7 +15,7 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-PACKAGES = ("vitedge", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13-bindings", "pycuda", "numpy")
+PACKAGES = ("vitedge", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13-bindings", "pycuda", "cuda-bindings", "numpy")
 INT8_FLAGS = (
     "avx2",
     "avx512f",
