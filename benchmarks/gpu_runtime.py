@@ -18,6 +18,7 @@ which takes minutes and no GPU, and leaves them in .cache/gpu_runtime/. Knows no
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import sys
 import tempfile
@@ -76,13 +77,10 @@ def main() -> None:
     gpu, backend = cuda.require_gpu(), installed_backend()
     peaks, known = peaks_here(gpu)
     output = arguments.output or ROOT / "results" / f"gpu_runtime_{slug(gpu.name)}.json"
-    device = {"name": gpu.name, "capability": gpu.capability, "driver": gpu.driver, "memory_mib": gpu.memory_mib}
     facts = {**environment(), "command": " ".join(["python", "-m", "benchmarks.gpu_runtime", *sys.argv[1:]])}
-    document: dict[str, Any] = {
-        "environment": facts, "device": {**device, "integrated": gpu.integrated, "processors": gpu.processors},
-        "backend": backend, "backend_version": load_backend(backend).version(), "peaks": known, "frame": {"shape": FRAME[0], "pixels": FRAME[1]},
-        "rounds": arguments.rounds, "models": {},
-    }  # fmt: skip
+    document: dict[str, Any] = {"environment": facts, "device": dataclasses.asdict(gpu), "peaks": known, "backend": backend}
+    document |= {"backend_version": load_backend(backend).version(), "frame": {"shape": FRAME[0], "pixels": FRAME[1]}}
+    document |= {"rounds": arguments.rounds, "models": {}}
     for name in arguments.only:
         document["models"][name] = model_figures(name, Target("local", backend, BATCH, peaks=peaks), arguments.rounds)
         write_json(output, document)  # what is measured is kept, whatever comes next

@@ -80,10 +80,10 @@ def asked(function: str, *arguments: Any) -> Any:
     return answer[0] if answer else None
 
 
-EVERY = [pytest.param(*case, id="-".join(map(str, case))) for case in itertools.product(ARCHITECTURES, FORMATS, (1, 3), (0, 14))]
+EVERY = [*itertools.product(ARCHITECTURES, FORMATS, (1, 3), (14,)), *itertools.product((87,), FORMATS, (1, 3), (0,))]
 
 
-@pytest.mark.parametrize(("architecture", "pixels", "channels", "patch"), EVERY)
+@pytest.mark.parametrize(("architecture", "pixels", "channels", "patch"), EVERY, ids=lambda part: f"{part}")
 def test_nothing_spills_and_many_blocks_fit(architecture: int, pixels: str, channels: int, patch: int) -> None:
     made = compiled(architecture, pixels, channels, patch)
     assert "warning" not in made.log
@@ -107,7 +107,7 @@ def test_the_machine_code_takes_the_arguments_that_a_launch_gives(architecture: 
 
 
 def test_the_kernel_and_its_planner_agree_on_the_largest_block() -> None:
-    assert f"THREADS = {THREADS}\n" in source() and SHARED_BYTES == 48 * 1024
+    assert f"THREADS = {THREADS}," in source() and SHARED_BYTES == 48 * 1024
 
 
 def section(elf: bytes, name: str) -> bytes:

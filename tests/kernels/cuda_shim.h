@@ -8,7 +8,7 @@
 #define __device__
 #define __shared__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct Index {
     unsigned x, y, z;
