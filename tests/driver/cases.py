@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks import gpu_runtime
 from tests.driver import fake
+from tests.gpu import stand_in
 from vitedge.backends import cubin, cuda, cuda_graph, patchify
 from vitedge.backends.tensorrt_session import TensorRtSession
 from vitedge.errors import EngineError, VitEdgeError
@@ -639,9 +640,39 @@ def test_the_benchmark_takes_a_frame_apart(session: TensorRtSession, launches: L
         assert all(one.facts["roofline_ms"] == 0.02 for one in found)
 
 
+def test_the_stand_in_for_tensorrt_of_the_tests_on_a_gpu(launches: Launches) -> None:
+    if not cubin.compiler_version():
+        pytest.skip("there is neither NVRTC nor nvcc")
+    plan = stand_in.Plan(input_shape(CARD))
+    with stand_in.open_stand_in(plan, CARD) as engine:
+        for count in (2, 2, 2, 3, 2):
+            given = rows(3)
+            assert np.array_equal(engine(given[:count]), answers(given[:count]))
+        image = picture()
+        engine.write(1, image)
+        assert np.array_equal(engine.run(2)[1:], answers(row_of(image)[None]))
+        assert session_of(engine).graphs and not session_of(engine).write_note
+    with cuda.Device():
+        plan.driver.cuModuleUnload(plan.module)
+
+
+def session_of(engine: Engine) -> Any:
+    return engine._session
+
+
 def test_a_fault_on_the_gpu_is_told(session: TensorRtSession) -> None:
     session.run(1)
     fake.fail("cuStreamSynchronize", fake.ILLEGAL_ADDRESS)
     with pytest.raises(EngineError, match=r"CUDA failed: cuStreamSynchronize failed: an illegal memory access"):
         session.run(1)
     fake.forget()
+
+
+def test_a_session_can_be_closed_after_a_fault(engine: fake.Engine) -> None:
+    session = TensorRtSession(fake.TRT, engine, fake.LOG, CARD, TARGET)
+    for _ in range(3):
+        session.run(1)
+    fake.fail("cuStreamSynchronize", fake.ILLEGAL_ADDRESS)
+    with pytest.raises(EngineError, match="illegal memory access"):
+        session.close()
+    session.close()

@@ -126,9 +126,9 @@ class Stream:
 
     def close(self) -> None:
         """Give the stream back, once it is done; a second call does nothing."""
-        if self._stream is not None:
-            self._stream.synchronize()
-            self._stream = None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.synchronize()
 
 
 class Event:

@@ -178,8 +178,10 @@ class TensorRtSession:
         """Free the contexts and the buffers; a second call does nothing."""
         if self._engine is not None:
             with self._device:
-                self._stream.synchronize()
-                self._free()
+                try:
+                    self._stream.synchronize()
+                finally:  # after a fault, too: nothing runs any more
+                    self._free()
 
     def _allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Everything that runs need from the first on; `_free` frees it, whole or not."""
