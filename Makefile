@@ -4,12 +4,13 @@ BIN := .venv/bin
 FASHION := examples/fashion_mnist
 FOCUS := examples/focus
 
-.PHONY: help demo test test-families test-rtx test-soak check bench bench-quantizers test-gpu clean
+.PHONY: help demo test test-families test-rtx test-soak check bench bench-quantizers gpu-ready test-gpu bench-gpu clean
 help:
 	@echo "make demo    deploy two real Vision Transformers on this machine; tables, an annotated video, reports"
 	@echo "make test    all tests"
 	@echo "make test-families   timm and torchvision architectures; downloads several GB"
 	@echo "make test-gpu   the engines on the NVIDIA GPU of this machine"
+	@echo "make bench-gpu  test-gpu, and what a camera's frame costs on that GPU, into results/"
 	@echo "make test-rtx   nine Vision Transformers of real size as TensorRT-RTX engines, without a GPU; ten minutes"
 	@echo "make test-soak  200,000 requests of many threads, cancelled, late and broken ones among them; some minutes"
 	@echo "make check   ruff and mypy --strict"
@@ -69,10 +70,20 @@ bench-quantizers: .venv/ready
 	$(BIN)/python -m benchmarks.quantizers --images $(IMAGES)
 	$(BIN)/python benchmarks/readme.py
 
-# on a machine with an NVIDIA GPU and nvcc, which PyCUDA is built with; WHEELS: a folder of wheels, where there is no index
-test-gpu: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(WHEELS),--no-index --find-links $(WHEELS)) pycuda
+# on a machine with an NVIDIA GPU and nvcc, which PyCUDA is built with; WHEELS: a folder of wheels, where there is no index;
+# CUDA: the major release that the driver is for, which NVRTC has to fit
+CUDA ?= 13
+NVRTC_12 := nvidia-cuda-nvrtc-cu12
+NVRTC_13 := nvidia-cuda-nvrtc
+gpu-ready: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(WHEELS),--no-index --find-links $(WHEELS)) \
+	  pycuda 'cuda-bindings==$(CUDA).*' $(NVRTC_$(CUDA))
+
+test-gpu: gpu-ready
 	$(BIN)/python -m pytest tests/gpu
+
+bench-gpu:
+	CUDA=$(CUDA) WHEELS=$(WHEELS) sh benchmarks/gpu_all.sh
 
 clean:
 	rm -rf .venv .venv-families .cache .*_cache .hypothesis build dist out *.egg-info examples/*/.cache engines/*-vit*

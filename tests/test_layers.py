@@ -61,6 +61,7 @@ THIRD_PARTY = {
     "openvino": ("backends/openvino.py",),
     "tensorrt": ("backends/tensorrt.py",),
     "pycuda": ("backends/cuda.py",),
+    "cuda": ("backends/cuda_graph.py", "backends/cubin.py"),  # cuda-bindings
     "cv2": ("runtime/camera.py", "runtime/live.py", "runtime/overlay.py"),
 }
 HEAVY = (

@@ -40,6 +40,7 @@ def test_it_holds_every_file_of_the_package_unchanged(wheel: Path, names: set[st
     packaged = {path.relative_to(ROOT).as_posix(): path for path in files}
     assert {name for name in names if name.startswith("vitedge/")} == set(packaged)
     assert {"vitedge/py.typed", "vitedge/doctor.onnx", "vitedge/template/engines/targets/cpu.toml"} <= set(packaged)
+    assert "vitedge/backends/kernels/patchify.cu" in packaged
     archive = zipfile.ZipFile(wheel)
     assert [name for name, path in packaged.items() if archive.read(name) != path.read_bytes()] == []
 

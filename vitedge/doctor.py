@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vitedge.backends import BACKENDS, load_backend
+from vitedge.backends import BACKENDS, cuda_graph, load_backend
 from vitedge.backends.build import build_engine
+from vitedge.backends.cubin import compiler_version
 from vitedge.backends.cuda import find_gpu
 from vitedge.errors import EngineError, MissingPackageError, ModelError, VitEdgeError, first_line
 from vitedge.runtime.engine import open_engine
@@ -53,12 +54,22 @@ def _examine(name: str) -> Finding:
                 return _build_only(name, version, Path(folder))
             with open_engine(build_engine(MODEL, target, Path(folder))) as engine:
                 _check(engine(PATCHES), name)
-        return Finding(name, True, f"{version} on {backend.device(target)}, floats in {' or '.join(backend.float_types(target))}")
+        floats = " or ".join(backend.float_types(target))
+        slower = _what_slows_a_gpu() if backend.TYPED else ""
+        hint = "pip install 'cuda-bindings[all]'" if slower else None
+        return Finding(name, True, f"{version} on {backend.device(target)}, floats in {floats}{slower}", hint)
     except MissingPackageError as error:
         return Finding(name, None, "not installed", error.hint)
     except (VitEdgeError, OSError, RuntimeError) as error:
         hint = getattr(error, "hint", None) or f"pip install --force-reinstall {backend.PACKAGE}"
         return Finding(name, False, first_line(error), hint)
+
+
+def _what_slows_a_gpu() -> str:
+    """What is missing that changes no answer, only how long it takes; "" where nothing is."""
+    graphs = cuda_graph.missing()
+    kernels = "" if compiler_version() else "pictures are prepared on the CPU, without NVRTC or nvcc"
+    return "".join(f"; {note}" for note in (f"no CUDA graphs: {graphs}" if graphs else "", kernels) if note)
 
 
 def _build_only(name: str, version: str, folder: Path) -> Finding:

@@ -46,8 +46,14 @@ ALWAYS = ("pillow>=10.0", "typer>=0.12", "rich>=13.0", "tomli>=2.0; python_versi
 REQUIREMENTS = {
     "openvino": (*NUMPY, "openvino>=2025.2"),
     "onnxruntime": (*NUMPY, "onnxruntime>=1.20"),
-    "tensorrt": (*NUMPY_1, "pycuda>=2024.1"),
-    "tensorrt-rtx": (*NUMPY, "tensorrt-rtx-cu13-bindings>=1.7", "tensorrt-rtx-cu13-libs>=1.7", "pycuda>=2024.1"),
+    "tensorrt": (*NUMPY_1, "pycuda>=2024.1", "cuda-bindings>=12.8"),
+    "tensorrt-rtx": (
+        *NUMPY,
+        "tensorrt-rtx-cu13-bindings>=1.7",
+        "tensorrt-rtx-cu13-libs>=1.7",
+        "pycuda>=2024.1",
+        "cuda-bindings>=12.8",
+    ),
 }
 SYSTEM_MODULE = {"tensorrt": "tensorrt"}  # backend -> what no pip installs: the device has it or not
 

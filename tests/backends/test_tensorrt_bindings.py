@@ -250,6 +250,17 @@ def test_a_session_binds_its_buffers_once_and_then_only_runs(release: str, scene
     assert profiled.names == [shape, "IExecutionContext.profiler=", execute, execute]
 
 
+def test_a_graph_is_captured_after_a_run_and_has_a_context_of_its_own(
+    release: str, scenes: Callable[[str], dict[str, Scene]]
+) -> None:
+    replayed, written = scenes(release)["replayed"], scenes(release)["written"]
+    shape, execute = "IExecutionContext.set_input_shape", "IExecutionContext.execute_async_v3"
+    make, bind = "ICudaEngine.create_execution_context", "IExecutionContext.set_tensor_address"
+    assert replayed.names == [shape, execute, execute, make, bind, bind, shape, execute, execute]
+    assert replayed.said == [[3, 10]] * 4 + [[1, 10]] * 3 + [[3, 10]]
+    assert written.names == [] and written.said == [-128, (783 % 256) - 128]
+
+
 def test_a_fork_has_a_context_of_its_own_and_the_same_weights(release: str, scenes: Callable[[str], dict[str, Scene]]) -> None:
     fork, inspected = scenes(release)["fork"], scenes(release)["inspect"]
     assert "ICudaEngine.create_execution_context" in fork.names and "Runtime.deserialize_cuda_engine" not in fork.names

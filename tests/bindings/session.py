@@ -3,8 +3,9 @@
     python -m tests.bindings.session FUNCTIONS FOLDER ONNX  ->  {scene: {"calls": [[Class.member, argument, argument], ...],
                                                                          "said": what came of it}}
 
-FUNCTIONS is the file of what the bindings call, see probe.py. There is no driver, so the three classes of vitedge.backends.cuda
-stand for PyCUDA's context, streams and memory with arrays of this process. All else is the code of vitedge and of the bindings.
+FUNCTIONS is the file of what the bindings call, see probe.py. There is no driver, so the classes below stand for PyCUDA's
+context, streams and memory with arrays of this process, and for a CUDA graph; tests/driver tries those. All else is the code
+of vitedge and of the bindings.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from tests.bindings import recorder
 from tests.bindings.recorder import RELAY, trt
-from vitedge.backends import cuda
+from vitedge.backends import cuda, cuda_graph
 from vitedge.backends.tensorrt import TENSORRT
 from vitedge.errors import VitEdgeError
 from vitedge.specs import ModelCard, Preprocess, Target
@@ -55,10 +56,27 @@ class Stream:
         pass
 
 
+class Event(Stream):
+    """In place of a CUDA event."""
+
+
+class Graph(Stream):
+    """In place of a CUDA graph: what is captured does not run, and a launch calls nothing of TensorRT."""
+
+    def launch(self) -> None:
+        pass
+
+
+def capture(stream: int, work: Callable[[], object]) -> Graph:
+    """Put work into a stream that keeps it."""
+    work()
+    return Graph()
+
+
 class Buffer:
     """In place of memory on a GPU and its twin on the host."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, mapped: bool = False) -> None:
         self.host: NDArray[Any] = np.zeros(shape, dtype)
         self.address = self.host.ctypes.data
 
@@ -125,11 +143,24 @@ def tell_of_plan(content: str, *members: str) -> None:
     recorder.answer("IHostMemory", data, content)
 
 
+def written(session: Any) -> list[int]:
+    """What is in a row once a picture was written into it, where no kernel can be compiled: the corners of the picture."""
+    session.write_note = "no kernel"
+    session.write(1, np.arange(784, dtype=np.uint8).reshape(28, 28), "grey")
+    return [int(session.input[1, patch, pixel]) for patch, pixel in ((0, 0), (15, 48))]
+
+
 def play_session() -> None:
     """Open, run, profile, inspect, fork, and what can go wrong."""
     session = scene("open", lambda: TENSORRT.open(FOLDER, CARD, TARGET, "fp32"))
     scenes["open"]["said"] = [session._in.address, session._out[0].address]
+    session.graphs = False  # whether cuda-bindings is installed here or not
     scene("run", lambda: [list(session.run(count).shape) for count in (3, 3, 1)])
+    replayed = scene("another fork", session.fork)
+    replayed.graphs, replayed.graphs_note = True, ""
+    scene("replayed", lambda: [list(replayed.run(count).shape) for count in (3, 3, 3, 3, 1, 1, 1, 3)])
+    replayed.close()
+    scene("written", lambda: written(session))
     scene("profile", lambda: session.profile(2, 2) and None)
     scene("inspect", session.inspect)
     fork = scene("fork", session.fork)
@@ -188,8 +219,10 @@ def play_build() -> None:
 
 
 if __name__ == "__main__":
-    for stand_in in (Device, Stream, Buffer):
+    for stand_in in (Device, Stream, Event, Buffer):
         setattr(cuda, stand_in.__name__, stand_in)
+    cuda.require_gpu = lambda: cuda.Gpu("No GPU", "8.7", "13.0", 4096)
+    cuda_graph.capture = capture
     tell_of_engine()
     play_session()
     play_refit()

@@ -46,8 +46,13 @@ BACKENDS = {  # name -> module, or module:object
 class Session(Protocol):
     """An open plan with its input buffer."""
 
-    input: NDArray[Any]
-    """[max batch, ...], int8 patches or uint8 pixels; owned by the session and written by preprocessing."""
+    @property
+    def input(self) -> NDArray[Any]:
+        """[max batch, ...], int8 patches or uint8 pixels; owned by the session.
+
+        To be asked for anew after a `write`: what was written on a device is brought back, and until then nothing can be
+        written into the array.
+        """
 
     streams: int
     """How many sessions of the plan compute at a time; more of them wait for each other."""

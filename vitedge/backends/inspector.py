@@ -54,7 +54,8 @@ WARMUP = 3
 class Inspectable(Protocol):
     """A session that tells what it is made of: `TensorRtSession`."""
 
-    input: NDArray[Any]
+    @property
+    def input(self) -> NDArray[Any]: ...
 
     def run(self, count: int) -> NDArray[np.float32]: ...
     def profile(self, count: int, calls: int) -> Mapping[str, list[float]]: ...

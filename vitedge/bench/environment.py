@@ -15,7 +15,9 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-PACKAGES = ("vitedge", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13-bindings", "pycuda", "numba", "numpy")
+PACKAGES = (
+    "vitedge", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13-bindings", "pycuda", "cuda-bindings", "numba", "numpy",
+)  # fmt: skip
 INT8_FLAGS = (
     "avx2",
     "avx512f",

@@ -68,8 +68,7 @@ def read_manifest(folder: Path) -> Manifest:
 class Engine:
     """An open engine: a buffer to write into and a way to run what is in it.
 
-    input: [max_batch, ...], int8 patches or uint8 pixels. max_batch: the largest batch it was built for. streams: how many
-    forks of it compute at a time.
+    max_batch: the largest batch it was built for. streams: how many forks of it compute at a time.
 
     Threads that share an engine take turns: `run`, a call and `close` wait for one another. There is one buffer for what
     goes in and one for what comes out, though, and each call overwrites both. So threads must agree on who fills `input`
@@ -79,9 +78,17 @@ class Engine:
 
     def __init__(self, path: Path, manifest: Manifest, session: Session) -> None:
         self.path, self.manifest = path, manifest
-        self.input, self.streams, self.max_batch = session.input, session.streams, manifest.target.batch[2]
+        self.streams, self.max_batch = session.streams, manifest.target.batch[2]
         self._session: Session | None = session
         self._turn = threading.RLock()  # a call holds it around its run
+
+    @property
+    def input(self) -> NDArray[Any]:
+        """[max_batch, ...], int8 patches or uint8 pixels, to write rows into. To be asked for anew after a `write`.
+
+        `write` may leave its row on the GPU: then this brings it back, and an array from before cannot be written into.
+        """
+        return self._open().input
 
     def run(self, count: int) -> NDArray[np.float32]:
         """Run the first `count` rows of `input`; float32[count, ...], valid until the next run of whatever thread.
