@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ import pytest
 from onnx import ModelProto
 
 from tests.engines import Made, run_python, start_python
-from vitedge.backends import cuda, this_platform
+from vitedge.backends import cuda, tensorrt, this_platform
 from vitedge.backends.build import build_engine, prepare_build, refit_engine, run_build
 from vitedge.backends.tensorrt import TENSORRT, TENSORRT_RTX
 from vitedge.backends.tensorrt_log import hint_for, sentence
@@ -108,6 +109,30 @@ def test_an_exception_while_progress_is_told_stops_the_build_and_arrives(made: M
     with pytest.raises(KeyboardInterrupt):
         run_build(prepare_build(made.graphs["int8"], TARGET, tmp_path), stop)
     assert list(tmp_path.rglob("*.*")) == []
+
+
+def test_ctrl_c_while_tensorrt_logs_stops_the_build(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a logger raises, TensorRT drops: so an interrupt that arrives just there was lost."""
+    whole = tensorrt.make_log
+
+    def make_log(trt: Any) -> Any:
+        log = whole(trt)
+        write = type(log).log
+
+        def interrupted(self: Any, severity: Any, message: str) -> None:
+            write(self, severity, message)
+            if "engine build" in message:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        type(log).log = interrupted
+        return log
+
+    monkeypatch.setattr(tensorrt, "make_log", make_log)
+    told: list[float] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_build(prepare_build(made.graphs["int8"], TARGET, tmp_path), lambda phase, fraction: told.append(fraction))
+    assert told[-1:] < [0.9] and list(tmp_path.rglob("*.*")) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # What is refused

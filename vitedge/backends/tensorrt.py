@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vitedge.backends import Progress, cuda, this_platform
 from vitedge.backends.inspector import measure
 from vitedge.backends.layers import Profile
-from vitedge.backends.tensorrt_log import failure, hint_for, make_log, make_monitor, sentence
+from vitedge.backends.tensorrt_log import failure, hint_for, interruptible, make_log, make_monitor, sentence
 from vitedge.backends.tensorrt_session import TensorRtSession, deserialize
 from vitedge.errors import AbsentDeviceError, BuildError, EngineError, MissingPackageError, VitEdgeError, import_package
 from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, Target
@@ -176,7 +176,8 @@ class TensorRT:
         cache = None if Release(trt).is_rtx else self._cache_path(target)  # TensorRT-RTX times kernels where they run
         if cache:
             _load_cache(config, cache, log)
-        plan = builder.build_serialized_network(network, config)
+        with interruptible(monitor):
+            plan = builder.build_serialized_network(network, config)
         if monitor is not None:
             monitor.settle()
         if plan is None:
