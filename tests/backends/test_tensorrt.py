@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnx
@@ -149,6 +150,22 @@ def test_an_operator_that_tensorrt_lacks_is_named_with_its_node(made: Made, tmp_
     assert name in str(error) and "NoSuchOperation" in str(error)
     (log,) = (tmp_path / "engines").rglob("*.failed.log")
     assert log.name in str(error.hint) and "NoSuchOperation" in log.read_text()
+
+
+def test_a_timing_cache_that_cannot_be_read_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    config, log = MagicMock(), MagicMock()
+    (tmp_path / "x.cache").write_bytes(b"timings")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    tensorrt._load_cache(config, tmp_path / "x.cache", log)
+    config.create_timing_cache.assert_called_once_with(b"")
+    config.get_timing_cache.return_value.serialize.return_value = b"new timings"
+    tensorrt._save_cache(config, tmp_path / "x.cache", log)
+    monkeypatch.undo()
+    assert (tmp_path / "x.cache").read_bytes() == b"new timings"
+    assert "cannot be read: Permission denied" in log.note.call_args.args[0]
 
 
 def test_a_failed_log_goes_when_the_build_succeeds(made: Made, tmp_path: Path) -> None:

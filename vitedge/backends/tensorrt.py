@@ -295,9 +295,8 @@ def _profile(builder: Any, network: Any, target: Target, onnx: Path) -> Any:
 
 
 def _load_cache(config: Any, path: Path, log: Any) -> None:
-    """Let the builder begin with the timings of earlier builds; a damaged file counts as none."""
-    stored = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(stored)
+    """Let the builder begin with the timings of earlier builds; a file that is damaged or cannot be read counts as none."""
+    cache = config.create_timing_cache(_read_cache(path, log))
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         log.note(f"the timing cache {path} is damaged or of another device, and will be replaced")
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
@@ -308,13 +307,23 @@ def _save_cache(config: Any, path: Path, log: Any) -> None:
     cache = config.get_timing_cache()
     if cache is None:
         return
-    others = config.create_timing_cache(path.read_bytes()) if path.is_file() else None
+    stored = _read_cache(path, log)
+    others = config.create_timing_cache(stored) if stored else None
     if others is not None:
         cache.combine(others, ignore_mismatch=False)
     try:
         write_file(path, bytes(cache.serialize()))
     except VitEdgeError as error:  # the engine is none the worse
         log.note(f"the timing cache is not kept: {error}")
+
+
+def _read_cache(path: Path, log: Any) -> bytes:
+    """The timings in a file; nothing where there is none, or where it cannot be read."""
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        log.note(f"the timing cache {path} cannot be read: {error.strerror}")
+        return b""
 
 
 def _misfit(what: str) -> EngineError:
