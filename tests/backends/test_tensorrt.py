@@ -229,6 +229,7 @@ def test_mixed_float_types_are_refused_by_the_node_that_mixes_them(half: Path, t
     [
         (dataclasses.replace(TARGET, capability="8.7"), "does not build for compute capability 8.7", "8.6, 8.9"),
         (dataclasses.replace(TARGET, capability="7.5"), "asks for fp32, which tensorrt-rtx on compute capability 7.5", "fp16"),
+        (dataclasses.replace(TARGET, hardware="ampere-plus"), 'does not know hardware = "ampere-plus"', 'hardware = "this"'),
         (dataclasses.replace(TARGET, refit=True), "replaceable only on a GPU", "refit = false"),
         (dataclasses.replace(TARGET, capability=None), "no NVIDIA GPU here to build for", "orin-nano"),
         (Target("orin-nano", "tensorrt", capability="8.7"), "built on a GPU of compute capability 8.7, but here is no", "pack"),
@@ -300,12 +301,32 @@ def test_a_plan_of_another_platform_release_gpu_or_driver_is_refused(
 def test_compatible_plans_are_let_through(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "require_gpu", lambda: ORIN)
     monkeypatch.setattr(cuda, "find_gpu", lambda: ORIN)
-    everywhere = dataclasses.replace(TARGET, capability="8.0", hardware="ampere-plus")
-    TENSORRT_RTX.check(manifest_of(made, tmp_path, target=everywhere))
+    monkeypatch.setattr(tensorrt.TensorRT, "version", lambda self: "10.3.0")
+    everywhere = dataclasses.replace(TARGET, backend="tensorrt", capability="8.0", hardware="ampere-plus")
+    manifest = manifest_of(made, tmp_path, target=everywhere, backend_version="10.3.0")
+    TENSORRT.check(manifest)
+    with pytest.raises(EngineError, match="has 8.7"):
+        TENSORRT_RTX.check(manifest)  # whose plans are of one capability
     later = dataclasses.replace(TARGET, capability="8.7", version_compatible=True)
-    TENSORRT_RTX.check(manifest_of(made, tmp_path, target=later, backend_version="1.6.0.1"))
+    TENSORRT_RTX.check(manifest_of(made, tmp_path, target=later, backend_version="10.2.0"))
     with pytest.raises(EngineError, match="built with"):
-        TENSORRT_RTX.check(manifest_of(made, tmp_path, target=later, backend_version="1.8.0.1"))
+        TENSORRT_RTX.check(manifest_of(made, tmp_path, target=later, backend_version="10.4.0"))
+
+
+def test_a_plan_is_of_one_model_of_gpus_unless_the_target_asked_for_more(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "require_gpu", lambda: ORIN)
+    monkeypatch.setattr(cuda, "find_gpu", lambda: ORIN)
+    monkeypatch.setattr(tensorrt.TensorRT, "version", lambda self: "10.13.3")
+    target = Target("here", "tensorrt", capability="8.7")
+    other = manifest_of(made, tmp_path, target=target, backend_version="10.13.3", device="Big Orin (compute capability 8.7)")
+    with pytest.raises(EngineError, match=r"built on Big Orin \(compute capability 8.7\), for GPUs of that model") as caught:
+        TENSORRT.check(other)
+    assert "build the engine again here" in str(caught.value.hint)
+    TENSORRT.check(dataclasses.replace(other, device=TENSORRT.device(target)))
+    TENSORRT.check(dataclasses.replace(other, target=dataclasses.replace(target, hardware="same-capability")))
+    TENSORRT_RTX.check(other)  # every GPU of the capability runs it
 
 
 @pytest.mark.skipif(cuda.find_gpu() is not None, reason="there is a GPU here")

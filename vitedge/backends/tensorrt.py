@@ -115,6 +115,9 @@ class TensorRT:
             )
         resolved = dataclasses.replace(target, capability=capability)
         if self.anywhere:
+            if target.hardware != "this":
+                what = f'TensorRT-RTX builds for one compute capability, and does not know hardware = "{target.hardware}"'
+                raise EngineError(what, hint='set hardware = "this": every GPU of that capability runs the engine')
             known = Release(self._trt()).capabilities
             if capability not in known:
                 raise EngineError(
@@ -148,7 +151,7 @@ class TensorRT:
     def runs_here(self, target: Target) -> bool:
         """Whether the GPU here runs a plan for the resolved `target`."""
         gpu = cuda.find_gpu()
-        return gpu is not None and _fits(gpu.capability, target)
+        return gpu is not None and self._fits(gpu.capability, target)
 
     def float_types(self, target: Target) -> tuple[FloatType, ...]:
         """FP16 first; BF16 from compute capability 8.0 on, and below that TensorRT-RTX has no FP32 products either."""
@@ -212,8 +215,10 @@ class TensorRT:
         if built != installed and not later:
             raise _misfit(f"it was built with {manifest.backend} {manifest.backend_version}, but {self.version()} is installed")
         gpu = cuda.require_gpu()
-        if not _fits(gpu.capability, manifest.target):
+        if not self._fits(gpu.capability, manifest.target):
             raise _misfit(f"it is for {self.device(manifest.target)}, but {gpu.name} has {gpu.capability}")
+        if not self.anywhere and manifest.target.hardware == "this" and manifest.device != self.device(manifest.target):
+            raise _misfit(f"it was built on {manifest.device}, for GPUs of that model, and here is {gpu.name}")
         if manifest.driver and _numbers(gpu.driver)[0] < _numbers(manifest.driver)[0]:
             raise EngineError(
                 f"it was built with a driver for CUDA {manifest.driver}, but the one here is for {gpu.driver}",
@@ -237,6 +242,11 @@ class TensorRT:
             return measure(session, rows, seconds)
         finally:
             session.close()
+
+    def _fits(self, capability: str, target: Target) -> bool:
+        """Whether a GPU of `capability` runs a plan for the resolved `target`."""
+        compatible = target.hardware == "ampere-plus" and not self.anywhere and _numbers(capability) >= (8, 0)
+        return capability == target.capability or compatible
 
     def _trt(self) -> Any:
         """The Python module; a MissingPackageError where there is none."""
@@ -336,12 +346,6 @@ def _hint_elsewhere(name: str, capability: str) -> str:
     if capability not in RTX_CAPABILITIES:
         return packed
     return f"{packed}; or build for TensorRT-RTX, here: vitedge build ONNX --target {name} --backend tensorrt-rtx"
-
-
-def _fits(capability: str, target: Target) -> bool:
-    """Whether a GPU of `capability` runs a plan for the resolved `target`."""
-    compatible = target.hardware == "ampere-plus" and _numbers(capability) >= (8, 0)
-    return capability == target.capability or compatible
 
 
 def _numbers(version: str) -> tuple[int, ...]:
