@@ -14,7 +14,7 @@ import numpy as np
 
 from vitedge.backends import BACKENDS, load_backend
 from vitedge.backends.build import build_engine
-from vitedge.backends.cuda import find_gpu
+from vitedge.backends.cuda import find_gpu, require_gpu
 from vitedge.errors import EngineError, MissingPackageError, ModelError, VitEdgeError, first_line
 from vitedge.runtime.engine import open_engine
 from vitedge.specs import Target
@@ -50,7 +50,7 @@ def _examine(name: str) -> Finding:
         _check_model()
         with tempfile.TemporaryDirectory() as folder:
             if backend.TYPED and find_gpu() is None:
-                return _build_only(name, version, Path(folder))
+                return _without_gpu(name, version, Path(folder))
             with open_engine(build_engine(MODEL, target, Path(folder))) as engine:
                 _check(engine(PATCHES), name)
         return Finding(name, True, f"{version} on {backend.device(target)}, floats in {' or '.join(backend.float_types(target))}")
@@ -61,10 +61,13 @@ def _examine(name: str) -> Finding:
         return Finding(name, False, first_line(error), hint)
 
 
-def _build_only(name: str, version: str, folder: Path) -> Finding:
-    """What can be known of a GPU backend without a GPU."""
+def _without_gpu(name: str, version: str, folder: Path) -> Finding:
+    """What can be known of a GPU backend where no GPU is found."""
     if name != "tensorrt-rtx":
-        return Finding(name, None, f"{version}, but there is no NVIDIA GPU here", "install PyCUDA and the NVIDIA driver")
+        try:
+            require_gpu()
+        except VitEdgeError as error:  # PyCUDA, the driver or the GPU is missing
+            return Finding(name, None, f"{version}, but {error}", error.hint)
     build_engine(MODEL, Target("doctor", name, (1, 1, 2), capability=ANY_GPU), folder)
     return Finding(name, True, f"{version} builds engines; there is no NVIDIA GPU here to run one")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import importlib.util
 import os
 import signal
 from collections.abc import Callable
@@ -23,7 +25,7 @@ from vitedge.backends.tensorrt_log import hint_for, sentence
 from vitedge.compiler import graph
 from vitedge.compiler.precision import convert
 from vitedge.compiler.quantize import leave_float
-from vitedge.errors import EngineError, MissingPackageError
+from vitedge.errors import AbsentDeviceError, EngineError, MissingPackageError
 from vitedge.images import list_images
 from vitedge.runtime.engine import open_engine, read_manifest
 from vitedge.specs import Manifest, Recipe, Target
@@ -243,6 +245,18 @@ def test_a_target_that_cannot_be_built_for_here_says_what_can_be_done(
     assert what in str(error) and hint in str(error.hint)
 
 
+def test_a_gpu_that_only_lacks_pycuda_is_not_called_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "find_gpu", lambda: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: name == "libcuda.so.1" or pytest.fail(name))
+    with pytest.raises(AbsentDeviceError, match="but without the package 'pycuda' the GPU here is not found") as caught:
+        TENSORRT.resolve(Target("orin-nano", "tensorrt", capability="8.7"))
+    assert "pip install 'vitedge[gpu]'; if not: `vitedge pack" in str(caught.value.hint)
+    for backend, target in ((TENSORRT, Target("local", "tensorrt")), (TENSORRT_RTX, dataclasses.replace(TARGET, refit=True))):
+        with pytest.raises(MissingPackageError, match="'pycuda' is not installed"):
+            backend.resolve(target)
+
+
 def test_tensorrt_for_another_gpu_names_both(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "find_gpu", lambda: ORIN)
     error = refused(made.graphs["int8"], tmp_path, Target("h100", "tensorrt", capability="9.0"))
@@ -261,8 +275,6 @@ def test_without_the_package_the_extra_is_named() -> None:
 
 
 def _has_tensorrt() -> bool:
-    import importlib.util
-
     return importlib.util.find_spec("tensorrt") is not None
 
 
@@ -305,7 +317,7 @@ def test_compatible_plans_are_let_through(made: Made, tmp_path: Path, monkeypatc
     everywhere = dataclasses.replace(TARGET, backend="tensorrt", capability="8.0", hardware="ampere-plus")
     manifest = manifest_of(made, tmp_path, target=everywhere, backend_version="10.3.0")
     TENSORRT.check(manifest)
-    with pytest.raises(EngineError, match="has 8.7"):
+    with pytest.raises(EngineError, match=r"has 8\.7"):
         TENSORRT_RTX.check(manifest)  # whose plans are of one capability
     later = dataclasses.replace(TARGET, capability="8.7", version_compatible=True)
     TENSORRT_RTX.check(manifest_of(made, tmp_path, target=later, backend_version="10.2.0"))

@@ -9,7 +9,9 @@ TensorRT builds for the GPU in front of it; TensorRT-RTX also for one that is no
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import importlib.util
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -109,6 +111,9 @@ class TensorRT:
         """The target with the capability of the GPU here, if it names none; EngineError where it cannot be built for."""
         gpu = cuda.find_gpu()
         capability = target.capability or (gpu.capability if gpu else None)
+        blind = gpu is None and _is_pycuda_missing()
+        if blind and (capability is None or (self.anywhere and target.refit)):
+            raise MissingPackageError("pycuda", cuda.EXTRA)
         if capability is None:
             raise EngineError(
                 "there is no NVIDIA GPU here to build for", hint="name a target for a certain GPU, such as orin-nano"
@@ -130,9 +135,11 @@ class TensorRT:
                 )
         elif gpu is None or gpu.capability != capability:
             here = f"here is {gpu.name} ({gpu.capability})" if gpu else "here is no NVIDIA GPU"
+            here = "without the package 'pycuda' the GPU here is not found" if blind else here
+            first = f"if that is this machine, pip install 'vitedge[{cuda.EXTRA}]'; if not: " if blind else ""
             raise AbsentDeviceError(
                 f"a TensorRT engine for {target.name} is built on a GPU of compute capability {capability}, but {here}",
-                hint=_hint_elsewhere(target.name, capability),
+                hint=first + _hint_elsewhere(target.name, capability),
             )
         return resolved
 
@@ -338,6 +345,15 @@ def _read_cache(path: Path, log: Any) -> bytes:
 
 def _misfit(what: str) -> EngineError:
     return EngineError(what, hint="a TensorRT plan fits one release on one kind of GPU; build the engine again here")
+
+
+def _is_pycuda_missing() -> bool:
+    """Whether there is NVIDIA's driver, but not the package that asks it what GPU there is."""
+    if importlib.util.find_spec("pycuda") is None:
+        with suppress(OSError):
+            ctypes.CDLL("libcuda.so.1")
+            return True
+    return False
 
 
 def _hint_elsewhere(name: str, capability: str) -> str:
