@@ -120,9 +120,10 @@ def run_build(build: Build, progress: Progress = lambda phase, fraction: None) -
 def refit_engine(engine: Path, onnx: Path, engines: Path) -> Path:
     """The engine in the directory `engine` with the weights of `onnx`, a graph of the same structure, as a new directory.
 
-    Takes seconds where a build takes minutes. An EngineError where the backend or the engine's target does not allow it.
+    Takes seconds where a build takes minutes. An EngineError where the backend or the engine's target does not allow it, or
+    where the plan is damaged. Whether the new engine's weights can be replaced in turn, its target says.
     """
-    manifest = from_dict(Manifest, read_json(engine / "manifest.json"))
+    manifest = read_manifest(engine)
     backend = load_backend(manifest.backend)
     if not isinstance(backend, Refitting):
         hint = "build it: vitedge build takes seconds there"
@@ -130,7 +131,10 @@ def refit_engine(engine: Path, onnx: Path, engines: Path) -> Path:
     if not manifest.target.refit:
         hint = "set refit = true in its target, and build it once more"
         raise EngineError(f"the weights of {engine} cannot be replaced: its target did not ask for that", hint=hint)
-    build = prepare_build(onnx, manifest.target, engines)
+    if plan_sha256(engine, backend.PLAN) != manifest.plan_sha256:
+        what = f"{engine} is damaged: its plan is not the one that its manifest describes"
+        raise EngineError(what, hint="it was cut short or changed; build it again, or copy it again")
+    build = prepare_build(onnx, dataclasses.replace(manifest.target, refit=backend.refits_again()), engines)
     if (build.source.variant, build.float_type) != (manifest.variant, manifest.float_type):
         given, wanted = f"{build.source.variant} in {build.float_type}", f"{manifest.variant} in {manifest.float_type}"
         raise EngineError(f"{onnx} is {given}, but the engine is {wanted}", hint="make the graph with the same recipe")
@@ -174,10 +178,21 @@ def _describe(folder: Path, build: Build, log: str, started: float) -> None:
     (folder / "build.log").write_text(summary + log, "utf-8")
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an engine directory."""
+    if not (folder / "manifest.json").is_file():
+        hint = "an engine is a directory such as engines/<model>/int8-0123456789ab, made by `vitedge build`"
+        raise EngineError(f"{folder} is not an engine: it has no manifest.json", hint=hint)
+    try:
+        return from_dict(Manifest, read_json(folder / "manifest.json"))
+    except VitEdgeError as error:
+        raise EngineError(f"{folder}/manifest.json is not readable: {error}", hint="build the engine again") from error
+
+
 def is_whole(folder: Path) -> bool:
     """Whether `folder` holds an engine whose plan is the one that its manifest describes."""
     try:
-        manifest = from_dict(Manifest, read_json(folder / "manifest.json"))
+        manifest = read_manifest(folder)
         return plan_sha256(folder, load_backend(manifest.backend).PLAN) == manifest.plan_sha256
     except VitEdgeError:
         return False
@@ -230,9 +245,10 @@ def wanted_float_type(source: Source, native: tuple[FloatType, ...]) -> FloatTyp
 
 def _check_answer(session: Session, target: Target, onnx: Path) -> None:
     """Run the new plan once: what the device cannot run, and weights that are not numbers, are found before it is kept."""
-    answer = session.run(target.batch[1])
-    finite = bool(np.isfinite(answer).all())
-    session.close()
+    try:
+        finite = bool(np.isfinite(session.run(target.batch[1])).all())
+    finally:
+        session.close()
     if not finite:
         hint = "is the checkpoint whole? Weights that are NaN, or that overflow, give this"
         raise EngineError(f"the engine of {onnx} answers a blank image with NaN or infinity", hint=hint)

@@ -71,6 +71,20 @@ class Release:
         config.progress_monitor = monitor = make_monitor(self.trt, progress)
         return monitor
 
+    def keeps_refit(self) -> bool:
+        """Whether a plan that is written again still lets its weights be replaced: not in 10.3 to 10.13."""
+        if not hasattr(self.trt, "SerializationFlag"):
+            return False
+        return hasattr(self.trt.SerializationFlag, "INCLUDE_REFIT")
+
+    def serialized(self, plan: Any) -> Any:
+        """The bytes of a plan, with all that replacing its weights takes where the release has that; not in 8.6."""
+        if not hasattr(self.trt.SerializationFlag, "INCLUDE_REFIT"):
+            return plan.serialize()
+        serialization = plan.create_serialization_config()
+        serialization.set_flag(self.trt.SerializationFlag.INCLUDE_REFIT)
+        return plan.serialize_with_config(serialization)
+
     def where(self, error: Any) -> str:
         """The node that a ParserError is about: its name and operator, or in 8.6 its number."""
         if hasattr(error, "node_name"):
@@ -206,12 +220,19 @@ class TensorRT:
         with cuda.Device():
             plan = deserialize(trt, engine / self.PLAN[0], log, target)
             refitter = trt.Refitter(plan, log)
-            parser = trt.OnnxParserRefitter(refitter, log)
-            if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
+            reader = trt.OnnxParserRefitter(refitter, log)
+            if not reader.refit_from_file(str(onnx)):
+                said = reader.get_error(0).desc() if reader.num_errors else log.last_error()
+                raise BuildError(f"{onnx} does not fit {engine}: {sentence(said)}", hint=hint_for(said), log=log.text())
+            if not refitter.refit_cuda_engine():
                 missing = ", ".join(refitter.get_missing_weights())
                 raise failure(f"{onnx} does not have the weights of {engine}{': it lacks ' if missing else ''}{missing}", log)
-            (folder / self.PLAN[0]).write_bytes(plan.serialize())
+            (folder / self.PLAN[0]).write_bytes(Release(trt).serialized(plan))
         return str(log.text())
+
+    def refits_again(self) -> bool:
+        """Whether the weights of a plan that `refit` wrote can be replaced once more."""
+        return Release(self._trt()).keeps_refit()
 
     def check(self, manifest: Manifest) -> None:
         """Raise an EngineError, before TensorRT would, where a plan does not fit this machine."""
