@@ -21,7 +21,15 @@ from typing import Protocol
 
 from vitedge import __version__
 from vitedge.backends import load_backend
-from vitedge.backends.build import is_readable, is_whole, prepare_build, read_source, run_build, wanted_float_type
+from vitedge.backends.build import (
+    is_fresh,
+    is_readable,
+    prepare_build,
+    read_source,
+    run_build,
+    update_target,
+    wanted_float_type,
+)
 from vitedge.bench.accuracy import bench_rows
 from vitedge.bench.costs import Analysis
 from vitedge.bench.environment import environment
@@ -270,7 +278,8 @@ def build_step(graph: Path, target: Target, engines: Path, watcher: Watcher, fil
     if files:
         graph = precision_step(graph, target, files, watcher)
     build = prepare_build(graph, target, engines)
-    if is_whole(build.folder):
+    if is_fresh(build):
+        update_target(build)
         with suppress(OSError):  # of a workspace that is not ours to write
             (build.folder / "manifest.json").touch()  # MODEL/VARIANT means the engine that was asked for last
         watcher.end("build", f"{short_path(build.folder)} is fresh")

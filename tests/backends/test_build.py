@@ -24,7 +24,7 @@ from vitedge.backends import openvino as openvino_backend
 from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source, refit_engine
 from vitedge.errors import EngineError, ModelError, VitEdgeError
 from vitedge.runtime.engine import open_engine, read_manifest
-from vitedge.specs import FloatType, Recipe, Target
+from vitedge.specs import FloatType, Manifest, Peaks, Recipe, Target
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("openvino")
@@ -108,6 +108,33 @@ def test_a_whole_engine_is_kept_and_a_damaged_one_built_again(made: Made, tmp_pa
     (folder / min(PARTS[target.backend])).write_bytes(b"")
     assert build_engine(made.graphs["int8"], target, tmp_path) == folder and is_whole(folder)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_an_engine_that_this_machine_refuses_is_built_again(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is the same on another platform, model of GPU or driver; `check` tells them apart."""
+    folder = build_engine(made.graphs["int8"], Target(), tmp_path)
+    edit_manifest(folder, platform="Linux riscv64")
+
+    def check(manifest: Manifest) -> None:
+        if manifest.platform == "Linux riscv64":
+            raise EngineError("it was built on Linux riscv64", hint="build the engine again here")
+
+    monkeypatch.setattr(openvino_backend, "check", check)
+    monkeypatch.setattr(openvino_backend, "runs_here", lambda target: False)
+    assert build_engine(made.graphs["int8"], Target(), tmp_path) == folder
+    assert read_manifest(folder).platform == "Linux riscv64", "nothing that is built here runs here"
+    monkeypatch.setattr(openvino_backend, "runs_here", lambda target: True)
+    assert build_engine(made.graphs["int8"], Target(), tmp_path) == folder
+    assert read_manifest(folder).platform == backends.this_platform()
+
+
+def test_a_fresh_engine_tells_the_peaks_that_the_target_has_now(made: Made, tmp_path: Path) -> None:
+    folder = build_engine(made.graphs["int8"], Target(), tmp_path)
+    plan = (folder / "model.bin").stat().st_mtime_ns
+    for target in (Target(peaks=Peaks({"int8": 1.0}, 1.0)), Target(peaks=Peaks({"int8": 2.0}, 1.0)), Target()):
+        assert build_engine(made.graphs["int8"], target, tmp_path) == folder
+        assert read_manifest(folder).target == target
+    assert (folder / "model.bin").stat().st_mtime_ns == plan
 
 
 def test_what_an_engine_is_made_from_decides_its_name(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

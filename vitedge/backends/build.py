@@ -3,8 +3,8 @@
     engines/<model>/<variant>-<key>/   the plan as the backend wrote it, manifest.json, labels.txt, build.log
 
 The key is a hash of the ONNX file, the target, the backend's version and the float type: a whole engine of that name is
-current. Whatever stops a build half-way, a directory of that name is either whole or absent; of a build that failed, the
-vendor's log stays beside it.
+current, unless this machine could run one and not that one. Whatever stops a build half-way, a directory of that name is
+either whole or absent; of a build that failed, the vendor's log stays beside it.
 """
 
 from __future__ import annotations
@@ -102,11 +102,35 @@ def check_graph(onnx: Path, target: Target) -> tuple[Source, FloatType]:
 
 
 def build_engine(onnx: Path, target: Target, engines: Path) -> Path:
-    """Build the engine, unless it is there already and whole, and return its directory."""
+    """Build the engine, unless it is there already and fresh, and return its directory."""
     build = prepare_build(onnx, target, engines)
-    if not is_whole(build.folder):
+    if is_fresh(build):
+        update_target(build)
+    else:
         run_build(build)
     return build.folder
+
+
+def is_fresh(build: Build) -> bool:
+    """Whether the engine is there and whole, and one that opens here, if any for its target does.
+
+    On another platform, another model of GPU or an older driver, the same ONNX file and target have the same name.
+    """
+    whole = is_whole(build.folder)
+    try:
+        if whole and build.backend.runs_here(build.target):
+            build.backend.check(read_manifest(build.folder))
+    except EngineError:
+        return False
+    return whole
+
+
+def update_target(build: Build) -> None:
+    """Let a fresh engine's manifest tell the target as it is now: peaks may be others, which are no part of the engine."""
+    manifest = read_manifest(build.folder)
+    if manifest.target != build.target:
+        with suppress(VitEdgeError):  # in a workspace that is not ours to write
+            write_json(build.folder / "manifest.json", to_dict(dataclasses.replace(manifest, target=build.target)))
 
 
 def run_build(build: Build, progress: Progress = lambda phase, fraction: None) -> None:
