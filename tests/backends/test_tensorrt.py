@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib.util
+import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -17,7 +19,7 @@ import onnx
 import pytest
 from onnx import ModelProto
 
-from tests.engines import Made, run_python, start_python
+from tests.engines import ROOT, Made, run_python, start_python
 from vitedge.backends import cuda, tensorrt, this_platform
 from vitedge.backends.build import build_engine, prepare_build, refit_engine, run_build
 from vitedge.backends.tensorrt import TENSORRT, TENSORRT_RTX
@@ -28,10 +30,11 @@ from vitedge.compiler.quantize import leave_float
 from vitedge.errors import AbsentDeviceError, EngineError, MissingPackageError
 from vitedge.images import list_images
 from vitedge.runtime.engine import open_engine, read_manifest
-from vitedge.specs import Manifest, Recipe, Target
+from vitedge.specs import FloatType, Manifest, Recipe, Target
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="pip install 'vitedge[rtx]'", exc_type=ImportError)
 TARGET = Target("rtx-3090", "tensorrt-rtx", capability="8.6")
+OLD_API = json.loads((ROOT / "tests/data/trt_api/8.6.1.json").read_text("utf-8"))["api"]
 ORIN = cuda.Gpu("Orin", "8.7", "12.6", 7620)
 
 
@@ -136,6 +139,60 @@ def test_ctrl_c_while_tensorrt_logs_stops_the_build(made: Made, tmp_path: Path, 
         run_build(prepare_build(made.graphs["int8"], TARGET, tmp_path), lambda phase, fraction: told.append(fraction))
     assert told[-1:] < [0.9] and list(tmp_path.rglob("*.*")) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# What 8.6 is told, whose networks are not strongly typed: with its names, but not with its library
+
+
+class Old:
+    """TensorRT 8.6: each of its names stands for itself."""
+
+    __version__ = "8.6.1"
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(**{member: member for member in OLD_API[name]})
+
+
+def old_types(float_type: FloatType, *layers: tuple[str, list[str], str]) -> tuple[set[str], dict[str, MagicMock]]:
+    """The flags that a network is built with, and its layers by what they make. layers: (type, inputs, "name: type")."""
+    tensors: dict[str, SimpleNamespace] = {}
+    made: dict[str, MagicMock] = {}
+    for kind, inputs, output in layers:
+        name, _, dtype = output.partition(": ")
+        tensors[name] = SimpleNamespace(name=name, dtype=dtype)
+        entries = [tensors.get(entry, SimpleNamespace(name=entry)) for entry in inputs]
+        made[name] = layer = MagicMock(type=kind, num_inputs=len(entries), num_outputs=1, precision=None)
+        layer.get_input.side_effect, layer.get_output.side_effect = entries.__getitem__, [tensors[name]].__getitem__
+    network, config = MagicMock(num_layers=len(made)), MagicMock()
+    network.get_layer.side_effect = list(made.values()).__getitem__
+    tensorrt.Release(Old()).set_types(config, network, float_type)
+    return {call.args[0] for call in config.set_flag.call_args_list}, made
+
+
+QUANTIZED = (
+    ("DEQUANTIZE", ["patches"], "a: HALF"), ("MATRIX_MULTIPLY", ["a", "b"], "c: HALF"), ("CAST", ["c"], "d: FLOAT"),
+    ("NORMALIZATION", ["d", "gamma"], "e: FLOAT"), ("QUANTIZE", ["e"], "f: INT8"), ("DEQUANTIZE", ["f"], "g: FLOAT"),
+    ("MATRIX_MULTIPLY", ["g", "h"], "i: FLOAT"), ("CAST", ["i"], "j: HALF"),
+)  # fmt: skip
+
+
+def test_8_6_is_allowed_no_type_that_the_graph_does_not_have() -> None:
+    assert old_types("fp32", ("MATRIX_MULTIPLY", ["a"], "b: FLOAT"))[0] == set()
+    assert old_types("fp32", ("DEQUANTIZE", ["a"], "b: FLOAT"))[0] == {"INT8"}
+    assert old_types("fp16", ("MATRIX_MULTIPLY", ["a"], "b: HALF"))[0] == {"FP16", "OBEY_PRECISION_CONSTRAINTS"}
+    assert old_types("fp16", *QUANTIZED)[0] == {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"}
+    with pytest.raises(EngineError, match=r"TensorRT 8\.6\.1 does not compute in bf16") as caught:
+        old_types("bf16", ("MATRIX_MULTIPLY", ["a"], "b: HALF"))
+    assert "fp16" in str(caught.value.hint)
+
+
+def test_8_6_is_held_to_fp32_where_an_fp16_graph_keeps_it() -> None:
+    _, layers = old_types("fp16", *QUANTIZED)
+    held = {name for name, layer in layers.items() if layer.set_output_type.called}
+    assert held == {"e", "i"}
+    assert {name for name, layer in layers.items() if layer.precision == "FLOAT"} == {"e"}, "the last product is in INT8"
+    layers["i"].set_output_type.assert_called_once_with(0, "FLOAT")
+    assert not any(layer.set_output_type.called for layer in old_types("fp32", *QUANTIZED)[1].values())
 
 
 # What is refused

@@ -4,6 +4,7 @@
 
 Precision is the graph's alone: Q/DQ nodes and float types. No builder flag adds or takes any; TF32, which would round FP32
 products to 10 bits, is switched off. One code path serves every release; where they differ is in `Release`, and nowhere else.
+8.6, which has no strongly typed networks, is held to the graph's types as far as it can be.
 TensorRT builds for the GPU in front of it; TensorRT-RTX also for one that is not here. Knows nothing of images or labels.
 """
 
@@ -13,6 +14,7 @@ import ctypes
 import dataclasses
 import importlib.util
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,11 +45,42 @@ class Release:
         flags = self.trt.NetworkDefinitionCreationFlag
         return 1 << int(flags.STRONGLY_TYPED if hasattr(flags, "STRONGLY_TYPED") else flags.EXPLICIT_BATCH)
 
-    def allow_types(self, config: Any) -> None:
-        """8.6 computes in the types of the graph only where a flag allows them."""
-        if not hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
-            for name in ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"):
-                config.set_flag(getattr(self.trt.BuilderFlag, name))
+    def set_types(self, config: Any, network: Any, float_type: FloatType) -> None:
+        """Let 8.6, whose networks are not strongly typed, compute in the types of the graph and in none below.
+
+        A flag allows each type that the graph has, and layers that an FP16 graph keeps in FP32 are held to it. Others may
+        compute in FP32 where that is faster.
+        """
+        if hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+            return
+        if float_type == "bf16":
+            hint = 'a later release does; set float_type = "fp16" in the recipe'
+            raise EngineError(f"TensorRT {self.trt.__version__} does not compute in bf16", hint=hint)
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
+        kinds = self.trt.LayerType
+        flags = self.trt.BuilderFlag
+        if any(layer.type in (kinds.QUANTIZE, kinds.DEQUANTIZE) for layer in layers):
+            config.set_flag(flags.INT8)
+        if float_type == "fp16":
+            config.set_flag(flags.FP16)
+            config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+            self._hold(layers)
+
+    def _hold(self, layers: Sequence[Any]) -> None:
+        """Hold layers that give FP32 to it, and what they compute in, unless they read what is dequantized: those are INT8."""
+        kinds = self.trt.LayerType
+        wide = self.trt.DataType.FLOAT
+        dequantized = {layer.get_output(0).name for layer in layers if layer.type == kinds.DEQUANTIZE}
+        for layer in layers:
+            outputs = range(layer.num_outputs)
+            typed = layer.type in (kinds.CONSTANT, kinds.CAST, kinds.QUANTIZE, kinds.DEQUANTIZE)  # by what it is
+            if typed or any(layer.get_output(index).dtype != wide for index in outputs):
+                continue
+            entries = [layer.get_input(index) for index in range(layer.num_inputs)]
+            if not dequantized.intersection(entry.name for entry in entries if entry is not None):
+                layer.precision = wide
+            for index in outputs:
+                layer.set_output_type(index, wide)
 
     def set_hardware(self, config: Any, target: Target) -> None:
         """Let other GPUs run the plan. The level for those of one capability came with 10.9; TensorRT-RTX goes by capability."""
@@ -195,6 +228,7 @@ class TensorRT:
         _parse(trt, network, onnx, log)
         config = builder.create_builder_config()
         _configure(trt, config, target)
+        Release(trt).set_types(config, network, float_type)
         config.add_optimization_profile(_profile(builder, network, target, onnx))
         monitor = Release(trt).set_monitor(config, progress)
         cache = None if Release(trt).is_rtx else self._cache_path(target)  # TensorRT-RTX times kernels where they run
@@ -313,7 +347,6 @@ def _configure(trt: Any, config: Any, target: Target) -> None:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if target.refit:
         config.set_flag(trt.BuilderFlag.REFIT)
-    Release(trt).allow_types(config)
     Release(trt).set_hardware(config, target)
 
 
