@@ -190,3 +190,26 @@ def test_what_a_cpu_can_do_is_measured_once_and_a_target_may_know_better() -> No
     assert set(peaks.tops) == {"int8", *backend.float_types(target)}
     assert peaks.tops["int8"] > peaks.tops["fp32"] > 1e-3 and peaks.bandwidth_gb_s > 0.1
     assert backend.peaks(dataclasses.replace(target, peaks=DEVICE)) is DEVICE
+
+
+def test_the_caches_of_a_cpu_are_counted_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("vitedge.backends.openvino")
+    own = [("1", "Data", "48K"), ("1", "Instruction", "64K"), ("2", "Unified", "2048K")]
+    for cpu in range(4):
+        shared = ("3", "Unified", "32768K", "0-1" if cpu < 2 else "2-3")
+        for index, (level, kind, size, cpus) in enumerate([*((*cache, str(cpu)) for cache in own), shared]):
+            folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"
+            folder.mkdir(parents=True)
+            for name, text in (("level", level), ("type", kind), ("size", size), ("shared_cpu_list", cpus)):
+                (folder / name).write_text(f"{text}\n")
+    (tmp_path / "cpu0/cache/index1/size").unlink()
+    monkeypatch.setattr(openvino, "CPUS", tmp_path)
+    assert openvino._cache_mib() == 2 * 32 + 4 * (2 + 48 / 1024)
+    monkeypatch.setattr(openvino, "CPUS", tmp_path / "none")
+    assert openvino._cache_mib() == 0
+
+
+@pytest.mark.skipif(not Path("/sys/devices/system/cpu/cpu0/cache/index0/size").is_file(), reason="no caches are told here")
+def test_weights_may_stay_in_the_caches_of_a_cpu() -> None:
+    peaks = pytest.importorskip("vitedge.backends.openvino").peaks(Target())
+    assert peaks.cache_mib > 0
