@@ -14,7 +14,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +43,7 @@ from vitedge.specs import TOLERANCE, BenchRow, Recipe, ScaleTable, Target, Work,
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
 
 CODE_AND_WEIGHTS = (".py", ".pth", ".pt", ".bin", ".safetensors", ".npz")
+KEPT_NAMED = 5  # nodes that stay in FP32
 COMPARED = 4  # real images on which the export is compared with torch, besides random ones
 
 
@@ -308,9 +309,15 @@ def precision_step(graph: Path, target: Target, files: Sequence[ImageFile], watc
         return path
     watcher.begin("precision")
     kept = convert(graph, wanted, path, drawn, progress=lambda done, total: watcher.progress(done / total))
-    told = f"; too large for it and in fp32: {', '.join(kept)}" if kept else ""
-    watcher.end("precision", f"{short_path(path)}: floats in {wanted}{told}")
+    watcher.end("precision", f"{short_path(path)}: floats in {wanted}{_told_kept(kept)}")
     return path
+
+
+def _told_kept(kept: Mapping[str, str]) -> str:
+    """Some of the nodes that stay in FP32, each with the reason, as the rest of a sentence."""
+    some = ", ".join(f"{node} ({reason})" for node, reason in itertools.islice(kept.items(), KEPT_NAMED))
+    more = f" and {len(kept) - KEPT_NAMED} more" if len(kept) > KEPT_NAMED else ""
+    return f"; in fp32 stay {some}{more}" if kept else ""
 
 
 def work_of(graph: Path) -> Work:
