@@ -13,14 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from vitedge.compiler.activations import open_session, stream_activations
-from vitedge.compiler.graph import copy_of
+from vitedge.compiler.graph import copy_of, infer
 from vitedge.compiler.sensitivity import decibels
-from vitedge.errors import ModelError, first_line
 from vitedge.images import ImageFile
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -28,13 +26,7 @@ HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 def tensor_types(model: ModelProto) -> dict[str, int]:
     """The element type of every tensor, as TensorProto numbers; a graph whose types contradict each other is a ModelError."""
-    try:
-        graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
-    except onnx.shape_inference.InferenceError as error:
-        raise ModelError(f"the types in this graph contradict each other: {first_line(error)}", hint="export it again") from error
-    entries = (*graph.value_info, *graph.input, *graph.output)
-    typed = {entry.name: entry.type.tensor_type.elem_type for entry in entries}
-    return typed | {tensor.name: tensor.data_type for tensor in graph.initializer}
+    return {name: entry.type.tensor_type.elem_type for name, entry in infer(model, strict=True).items()}
 
 
 def largest_values(
