@@ -244,10 +244,7 @@ def _float_type(onnx: Path, source: Source, target: Target) -> FloatType:
     backend = load_backend(target.backend)
     native, where = backend.float_types(target), f"{target.backend} on {backend.device(target)}"
     wanted = wanted_float_type(source, native)
-    if not backend.TYPED and source.float_type != "fp32":
-        raise EngineError(
-            f"the graph {onnx} is in {source.float_type}, for GPUs", hint=f"{where} takes the one that it was made from"
-        )
+    check_untyped(onnx, source, target)
     if wanted not in native:
         raise EngineError(
             f"the recipe {source.variant!r} asks for {wanted}, which {where} does not compute in",
@@ -259,6 +256,13 @@ def _float_type(onnx: Path, source: Source, target: Target) -> FloatType:
             hint=f'give real images with --images, to convert it on; or set float_type = "{source.float_type}" in the recipe',
         )
     return wanted
+
+
+def check_untyped(onnx: Path, source: Source, target: Target) -> None:
+    """Raise an EngineError where the graph has another float type than FP32, and the backend does not go by the graph's."""
+    if not load_backend(target.backend).TYPED and source.float_type != "fp32":
+        hint = f"{target.backend} takes the one that it was made from"
+        raise EngineError(f"the graph {onnx} is in {source.float_type}, for GPUs", hint=hint)
 
 
 def wanted_float_type(source: Source, native: tuple[FloatType, ...]) -> FloatType:
