@@ -566,6 +566,12 @@ MISTAKES = {
     "estimating what is missing": (["estimate", "none.onnx", "--target", "h100"], "none.onnx does not exist"),
     "estimating an unknown variant": (["estimate", "vit/int4.onnx", "--target", "h100"], "there is no ONNX file vit/int4.onnx"),
     "estimating for an unknown target": (["estimate", "fp32.onnx", "--target", "h101"], "there is no target 'h101'"),
+    "estimating for an unknown backend": (
+        ["estimate", "fp32.onnx", "--target", "h100", "--backend", "abacus"],
+        "no backend 'abacus'",
+    ),
+    "packing for an unknown backend": (["pack", "fp32.onnx", "--target", "h100", "--backend", "abacus"], "no backend 'abacus'"),
+    "refitting with an unknown variant": (["refit", "engine", "--onnx", "vit/int4.onnx"], "there is no ONNX file vit/int4.onnx"),
     "estimating for any GPU": (["estimate", "fp32.onnx", "--target", "local"], "no peaks are known of the target 'local'"),
     "verifying what is missing": ([*VERIFY, "none.onnx"], "none.onnx does not exist"),
     "verifying an unknown variant": ([*VERIFY, "vit/int4.onnx"], "there is no ONNX file vit/int4.onnx"),

@@ -11,9 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from vitedge import doctor
 from vitedge.backends import load_backend
 from vitedge.backends.cuda import find_gpu
+from vitedge.backends.tensorrt import TensorRT
 from vitedge.compiler.graph import set_metadata
 from vitedge.doctor import MODEL, Finding, examine
-from vitedge.errors import EngineError
+from vitedge.errors import EngineError, MissingPackageError
 from vitedge.specs import ModelCard, Preprocess, TensorSpec
 from vitedge.workspace import sha256
 
@@ -68,6 +69,18 @@ def test_a_gpu_backend_without_a_gpu_is_no_failure() -> None:
     assert findings["tensorrt"].passed is None and findings["tensorrt"].hint
     if importlib.util.find_spec("tensorrt_rtx_bindings"):
         assert findings["tensorrt-rtx"].passed is True and "no NVIDIA GPU" in findings["tensorrt-rtx"].text
+
+
+def test_tensorrt_without_pycuda_says_that_and_not_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack() -> None:
+        raise MissingPackageError("pycuda", "gpu")
+
+    monkeypatch.setattr(TensorRT, "version", lambda self: "10.3.0")
+    monkeypatch.setattr(doctor, "find_gpu", lambda: None)
+    monkeypatch.setattr(doctor, "require_gpu", lack)
+    finding = next(finding for finding in examine() if finding.backend == "tensorrt")
+    assert (finding.passed, finding.text) == (None, "10.3.0, but the package 'pycuda' is not installed")
+    assert finding.hint == "pip install 'vitedge[gpu]'"
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "one byte"])

@@ -283,3 +283,11 @@ def test_the_scales_tell_of_the_recipes_bound_whoever_wrote_them(copy: Path) -> 
     pipeline.calibrate_step(model, files, dataclasses.replace(mixed, min_sqnr_db=2.0), path, watcher := Silent())
     assert watcher.lines[-1].endswith("is fresh")
     assert '"min_sqnr_db": 2.0' in path.read_text()
+
+
+def test_nodes_that_stay_in_fp32_are_told_with_the_reason_and_at_most_five() -> None:
+    assert pipeline._told_kept({}) == ""
+    kept = {"fc1": "too large for fp16", "up": "fp16 is not defined for Resize"}
+    assert pipeline._told_kept(kept) == "; in fp32 stay fc1 (too large for fp16), up (fp16 is not defined for Resize)"
+    many = pipeline._told_kept({f"fc{number}": "too large for fp16" for number in range(9)})
+    assert many.count("too large") == 5 and many.endswith(" and 4 more")

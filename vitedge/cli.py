@@ -292,6 +292,7 @@ def pack(
         typer.Argument(metavar="ONNX...", help="ONNX files made by vitedge, or MODEL/VARIANT.onnx.", show_default=False),
     ],
     target: TargetName,
+    backend: Backend = None,
     images: Annotated[
         Path | None,
         typer.Option(help="Real images: up to 64 go along to measure on, and the graphs' float type is converted with them."),
@@ -304,7 +305,7 @@ def pack(
     from vitedge import pipeline
     from vitedge.images import list_images
 
-    chosen, files = load_target(target), list_images(images) if images else []
+    chosen, files = load_target(target, backend), list_images(images) if images else []
     with contextlib.closing(Terminal()) as terminal:
         found = [find_graph(graph) for graph in graphs]
         if files:
@@ -318,7 +319,9 @@ def pack(
 @app.command(epilog="Example: [bold]vitedge refit my-vit/int8 --onnx engines/my-vit/int8.fp16-0123456789ab.onnx[/]")
 def refit(
     engine: Engine,
-    onnx: Annotated[Path, typer.Option(help="The same graph with other weights.", show_default=False)],
+    onnx: Annotated[
+        Path, typer.Option(help="The same graph with other weights: a file, or MODEL/VARIANT.onnx.", show_default=False)
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder of engines. \\[default: engines/]")] = None,
 ) -> None:
     """Replace the weights of a TensorRT engine, in seconds; its target must have said refit = true."""
@@ -326,7 +329,7 @@ def refit(
 
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("refit")
-        folder = refit_engine(find_engine(engine), onnx, output or find_root() / "engines")
+        folder = refit_engine(find_engine(engine), find_graph(onnx), output or find_root() / "engines")
         terminal.end("refit", short_path(folder))
     out.print(short_path(folder), markup=False, soft_wrap=True)
 
@@ -401,6 +404,7 @@ def estimate(
     target: Annotated[
         list[str], typer.Option(help="A target; may be repeated.", show_default=False, autocompletion=complete_target)
     ],
+    backend: Backend = None,
     batch: Annotated[int, typer.Option(min=1, help="How many images at once.")] = 1,
     json_file: Json = None,
 ) -> None:
@@ -411,7 +415,7 @@ def estimate(
 
     path = find_graph(onnx)
     source, work = read_source(path), pipeline.work_of(path)
-    found = [roofline.estimate(source, work, load_target(name), batch) for name in target]
+    found = [roofline.estimate(source, work, load_target(name, backend), batch) for name in target]
     out.print(roofline.estimate_table(found))
     _print_notes(list(dict.fromkeys(note for one in found for note in one.notes)), most=100)
     if json_file:

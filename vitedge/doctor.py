@@ -15,7 +15,7 @@ import numpy as np
 from vitedge.backends import BACKENDS, cuda_graph, load_backend
 from vitedge.backends.build import build_engine
 from vitedge.backends.cubin import compiler_version
-from vitedge.backends.cuda import find_gpu
+from vitedge.backends.cuda import find_gpu, require_gpu
 from vitedge.errors import EngineError, MissingPackageError, ModelError, VitEdgeError, first_line
 from vitedge.runtime.engine import open_engine
 from vitedge.specs import Target
@@ -51,7 +51,7 @@ def _examine(name: str) -> Finding:
         _check_model()
         with tempfile.TemporaryDirectory() as folder:
             if backend.TYPED and find_gpu() is None:
-                return _build_only(name, version, Path(folder))
+                return _without_gpu(name, version, Path(folder))
             with open_engine(build_engine(MODEL, target, Path(folder))) as engine:
                 _check(engine(PATCHES), name)
         floats = " or ".join(backend.float_types(target))
@@ -72,10 +72,13 @@ def _what_slows_a_gpu() -> str:
     return "".join(f"; {note}" for note in (f"no CUDA graphs: {graphs}" if graphs else "", kernels) if note)
 
 
-def _build_only(name: str, version: str, folder: Path) -> Finding:
-    """What can be known of a GPU backend without a GPU."""
+def _without_gpu(name: str, version: str, folder: Path) -> Finding:
+    """What can be known of a GPU backend where no GPU is found."""
     if name != "tensorrt-rtx":
-        return Finding(name, None, f"{version}, but there is no NVIDIA GPU here", "install PyCUDA and the NVIDIA driver")
+        try:
+            require_gpu()
+        except VitEdgeError as error:  # PyCUDA, the driver or the GPU is missing
+            return Finding(name, None, f"{version}, but {error}", error.hint)
     build_engine(MODEL, Target("doctor", name, (1, 1, 2), capability=ANY_GPU), folder)
     return Finding(name, True, f"{version} builds engines; there is no NVIDIA GPU here to run one")
 

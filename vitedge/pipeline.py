@@ -14,14 +14,22 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
 
 from vitedge import __version__
 from vitedge.backends import load_backend
-from vitedge.backends.build import is_readable, is_whole, prepare_build, read_source, run_build, wanted_float_type
+from vitedge.backends.build import (
+    is_fresh,
+    is_readable,
+    prepare_build,
+    read_source,
+    run_build,
+    update_target,
+    wanted_float_type,
+)
 from vitedge.bench.accuracy import bench_rows
 from vitedge.bench.costs import Analysis
 from vitedge.bench.environment import environment
@@ -36,6 +44,7 @@ from vitedge.specs import TOLERANCE, BenchRow, Recipe, ScaleTable, Target, Work,
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
 
 CODE_AND_WEIGHTS = (".py", ".pth", ".pt", ".bin", ".safetensors", ".npz")
+KEPT_NAMED = 5  # nodes that stay in FP32
 COMPARED = 4  # real images on which the export is compared with torch, besides random ones
 
 
@@ -271,7 +280,8 @@ def build_step(graph: Path, target: Target, engines: Path, watcher: Watcher, fil
     if files:
         graph = precision_step(graph, target, files, watcher)
     build = prepare_build(graph, target, engines)
-    if is_whole(build.folder):
+    if is_fresh(build):
+        update_target(build)
         with suppress(OSError):  # of a workspace that is not ours to write
             (build.folder / "manifest.json").touch()  # MODEL/VARIANT means the engine that was asked for last
         watcher.end("build", f"{short_path(build.folder)} is fresh")
@@ -300,9 +310,15 @@ def precision_step(graph: Path, target: Target, files: Sequence[ImageFile], watc
         return path
     watcher.begin("precision")
     kept = convert(graph, wanted, path, drawn, progress=lambda done, total: watcher.progress(done / total))
-    told = f"; too large for it and in fp32: {', '.join(kept)}" if kept else ""
-    watcher.end("precision", f"{short_path(path)}: floats in {wanted}{told}")
+    watcher.end("precision", f"{short_path(path)}: floats in {wanted}{_told_kept(kept)}")
     return path
+
+
+def _told_kept(kept: Mapping[str, str]) -> str:
+    """Some of the nodes that stay in FP32, each with the reason, as the rest of a sentence."""
+    some = ", ".join(f"{node} ({reason})" for node, reason in itertools.islice(kept.items(), KEPT_NAMED))
+    more = f" and {len(kept) - KEPT_NAMED} more" if len(kept) > KEPT_NAMED else ""
+    return f"; in fp32 stay {some}{more}" if kept else ""
 
 
 def work_of(graph: Path) -> Work:

@@ -12,18 +12,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from tests.engines import ROOT, Made, edit_manifest, input_rows, run_python, sqnr_db, start_python
 from vitedge import backends
+from vitedge.backends import build as build_module
 from vitedge.backends import onnxruntime as onnxruntime_backend
 from vitedge.backends import openvino as openvino_backend
-from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source
+from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source, refit_engine
 from vitedge.errors import EngineError, ModelError, VitEdgeError
 from vitedge.runtime.engine import open_engine, read_manifest
-from vitedge.specs import FloatType, Recipe, Target
+from vitedge.specs import FloatType, Manifest, Peaks, Recipe, Target
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("openvino")
@@ -107,6 +108,33 @@ def test_a_whole_engine_is_kept_and_a_damaged_one_built_again(made: Made, tmp_pa
     (folder / min(PARTS[target.backend])).write_bytes(b"")
     assert build_engine(made.graphs["int8"], target, tmp_path) == folder and is_whole(folder)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_an_engine_that_this_machine_refuses_is_built_again(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is the same on another platform, model of GPU or driver; `check` tells them apart."""
+    folder = build_engine(made.graphs["int8"], Target(), tmp_path)
+    edit_manifest(folder, platform="Linux riscv64")
+
+    def check(manifest: Manifest) -> None:
+        if manifest.platform == "Linux riscv64":
+            raise EngineError("it was built on Linux riscv64", hint="build the engine again here")
+
+    monkeypatch.setattr(openvino_backend, "check", check)
+    monkeypatch.setattr(openvino_backend, "runs_here", lambda target: False)
+    assert build_engine(made.graphs["int8"], Target(), tmp_path) == folder
+    assert read_manifest(folder).platform == "Linux riscv64", "nothing that is built here runs here"
+    monkeypatch.setattr(openvino_backend, "runs_here", lambda target: True)
+    assert build_engine(made.graphs["int8"], Target(), tmp_path) == folder
+    assert read_manifest(folder).platform == backends.this_platform()
+
+
+def test_a_fresh_engine_tells_the_peaks_that_the_target_has_now(made: Made, tmp_path: Path) -> None:
+    folder = build_engine(made.graphs["int8"], Target(), tmp_path)
+    plan = (folder / "model.bin").stat().st_mtime_ns
+    for target in (Target(peaks=Peaks({"int8": 1.0}, 1.0)), Target(peaks=Peaks({"int8": 2.0}, 1.0)), Target()):
+        assert build_engine(made.graphs["int8"], target, tmp_path) == folder
+        assert read_manifest(folder).target == target
+    assert (folder / "model.bin").stat().st_mtime_ns == plan
 
 
 def test_what_an_engine_is_made_from_decides_its_name(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +266,50 @@ def test_a_build_killed_half_way_leaves_no_engine_and_the_next_one_succeeds(made
     with pytest.raises(EngineError, match="not an engine"):
         open_engine(folder)
     assert build_engine(graph, target, tmp_path) == folder and is_whole(folder)
+
+
+class Refitted:
+    """OpenVINO with weights that can be replaced, in so far as a copy of the plan stands for that, once."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(openvino_backend, name)
+
+    def refit(self, engine: Path, target: Target, onnx: Path, folder: Path) -> str:
+        for part in openvino_backend.PLAN:
+            shutil.copyfile(engine / part, folder / part)
+        return "refitted"
+
+    def refits_again(self) -> bool:
+        return False
+
+
+def test_a_refitted_engine_says_whether_it_can_be_refitted_and_is_made_of_a_whole_one(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "load_backend", lambda name: Refitted())
+    engine = build_engine(made.graphs["int8"], Target(refit=True), tmp_path)
+    folder = refit_engine(engine, made.graphs["int8"], tmp_path)
+    assert folder != engine and not read_manifest(folder).target.refit and read_manifest(engine).target.refit
+    with pytest.raises(EngineError, match="its target did not ask for that"):
+        refit_engine(folder, made.graphs["int8"], tmp_path)
+    with (engine / "model.bin").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(EngineError, match="is damaged: its plan is not the one") as caught:
+        refit_engine(engine, made.graphs["int8"], tmp_path)
+    assert "copy it again" in str(caught.value.hint)
+
+
+def test_a_plan_that_does_not_run_is_closed(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+
+    def fail(session: object, count: int) -> None:
+        raise EngineError("it does not run")
+
+    monkeypatch.setattr(openvino_backend.OpenVinoSession, "run", fail)
+    monkeypatch.setattr(openvino_backend.OpenVinoSession, "close", lambda session: closed.append(True))
+    with pytest.raises(EngineError, match="it does not run"):
+        build_engine(made.graphs["int8"], Target(), tmp_path)
+    assert closed
 
 
 @pytest.mark.parametrize("backend", PARTS)

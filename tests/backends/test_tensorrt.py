@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import importlib.util
+import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto
 
-from tests.engines import Made, run_python, start_python
-from vitedge.backends import cuda, this_platform
+from tests.engines import ROOT, Made, run_python, start_python
+from vitedge.backends import cuda, tensorrt, this_platform
 from vitedge.backends.build import build_engine, prepare_build, refit_engine, run_build
 from vitedge.backends.tensorrt import TENSORRT, TENSORRT_RTX
 from vitedge.backends.tensorrt_log import hint_for, sentence
 from vitedge.compiler import graph
 from vitedge.compiler.precision import convert
 from vitedge.compiler.quantize import leave_float
-from vitedge.errors import EngineError, MissingPackageError
+from vitedge.errors import AbsentDeviceError, EngineError, MissingPackageError
 from vitedge.images import list_images
 from vitedge.runtime.engine import open_engine, read_manifest
-from vitedge.specs import Manifest, Recipe, Target
+from vitedge.specs import FloatType, Manifest, Recipe, Target
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="pip install 'vitedge[rtx]'", exc_type=ImportError)
 TARGET = Target("rtx-3090", "tensorrt-rtx", capability="8.6")
+OLD_API = json.loads((ROOT / "tests/data/trt_api/8.6.1.json").read_text("utf-8"))["api"]
 ORIN = cuda.Gpu("Orin", "8.7", "12.6", 7620)
 
 
@@ -110,6 +117,84 @@ def test_an_exception_while_progress_is_told_stops_the_build_and_arrives(made: M
     assert list(tmp_path.rglob("*.*")) == []
 
 
+def test_ctrl_c_while_tensorrt_logs_stops_the_build(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a logger raises, TensorRT drops: so an interrupt that arrives just there was lost."""
+    whole = tensorrt.make_log
+
+    def make_log(trt: Any) -> Any:
+        log = whole(trt)
+        write = type(log).log
+
+        def interrupted(self: Any, severity: Any, message: str) -> None:
+            write(self, severity, message)
+            if "engine build" in message:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        type(log).log = interrupted
+        return log
+
+    monkeypatch.setattr(tensorrt, "make_log", make_log)
+    told: list[float] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_build(prepare_build(made.graphs["int8"], TARGET, tmp_path), lambda phase, fraction: told.append(fraction))
+    assert told[-1:] < [0.9] and list(tmp_path.rglob("*.*")) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# What 8.6 is told, whose networks are not strongly typed: with its names, but not with its library
+
+
+class Old:
+    """TensorRT 8.6: each of its names stands for itself."""
+
+    __version__ = "8.6.1"
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(**{member: member for member in OLD_API[name]})
+
+
+def old_types(float_type: FloatType, *layers: tuple[str, list[str], str]) -> tuple[set[str], dict[str, MagicMock]]:
+    """The flags that a network is built with, and its layers by what they make. layers: (type, inputs, "name: type")."""
+    tensors: dict[str, SimpleNamespace] = {}
+    made: dict[str, MagicMock] = {}
+    for kind, inputs, output in layers:
+        name, _, dtype = output.partition(": ")
+        tensors[name] = SimpleNamespace(name=name, dtype=dtype)
+        entries = [tensors.get(entry, SimpleNamespace(name=entry)) for entry in inputs]
+        made[name] = layer = MagicMock(type=kind, num_inputs=len(entries), num_outputs=1, precision=None)
+        layer.get_input.side_effect, layer.get_output.side_effect = entries.__getitem__, [tensors[name]].__getitem__
+    network, config = MagicMock(num_layers=len(made)), MagicMock()
+    network.get_layer.side_effect = list(made.values()).__getitem__
+    tensorrt.Release(Old()).set_types(config, network, float_type)
+    return {call.args[0] for call in config.set_flag.call_args_list}, made
+
+
+QUANTIZED = (
+    ("DEQUANTIZE", ["patches"], "a: HALF"), ("MATRIX_MULTIPLY", ["a", "b"], "c: HALF"), ("CAST", ["c"], "d: FLOAT"),
+    ("NORMALIZATION", ["d", "gamma"], "e: FLOAT"), ("QUANTIZE", ["e"], "f: INT8"), ("DEQUANTIZE", ["f"], "g: FLOAT"),
+    ("MATRIX_MULTIPLY", ["g", "h"], "i: FLOAT"), ("CAST", ["i"], "j: HALF"),
+)  # fmt: skip
+
+
+def test_8_6_is_allowed_no_type_that_the_graph_does_not_have() -> None:
+    assert old_types("fp32", ("MATRIX_MULTIPLY", ["a"], "b: FLOAT"))[0] == set()
+    assert old_types("fp32", ("DEQUANTIZE", ["a"], "b: FLOAT"))[0] == {"INT8"}
+    assert old_types("fp16", ("MATRIX_MULTIPLY", ["a"], "b: HALF"))[0] == {"FP16", "OBEY_PRECISION_CONSTRAINTS"}
+    assert old_types("fp16", *QUANTIZED)[0] == {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"}
+    with pytest.raises(EngineError, match=r"TensorRT 8\.6\.1 does not compute in bf16") as caught:
+        old_types("bf16", ("MATRIX_MULTIPLY", ["a"], "b: HALF"))
+    assert "fp16" in str(caught.value.hint)
+
+
+def test_8_6_is_held_to_fp32_where_an_fp16_graph_keeps_it() -> None:
+    _, layers = old_types("fp16", *QUANTIZED)
+    held = {name for name, layer in layers.items() if layer.set_output_type.called}
+    assert held == {"e", "i"}
+    assert {name for name, layer in layers.items() if layer.precision == "FLOAT"} == {"e"}, "the last product is in INT8"
+    layers["i"].set_output_type.assert_called_once_with(0, "FLOAT")
+    assert not any(layer.set_output_type.called for layer in old_types("fp32", *QUANTIZED)[1].values())
+
+
 # What is refused
 
 
@@ -124,6 +209,22 @@ def test_an_operator_that_tensorrt_lacks_is_named_with_its_node(made: Made, tmp_
     assert name in str(error) and "NoSuchOperation" in str(error)
     (log,) = (tmp_path / "engines").rglob("*.failed.log")
     assert log.name in str(error.hint) and "NoSuchOperation" in log.read_text()
+
+
+def test_a_timing_cache_that_cannot_be_read_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    config, log = MagicMock(), MagicMock()
+    (tmp_path / "x.cache").write_bytes(b"timings")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    tensorrt._load_cache(config, tmp_path / "x.cache", log)
+    config.create_timing_cache.assert_called_once_with(b"")
+    config.get_timing_cache.return_value.serialize.return_value = b"new timings"
+    tensorrt._save_cache(config, tmp_path / "x.cache", log)
+    monkeypatch.undo()
+    assert (tmp_path / "x.cache").read_bytes() == b"new timings"
+    assert "cannot be read: Permission denied" in log.note.call_args.args[0]
 
 
 def test_a_failed_log_goes_when_the_build_succeeds(made: Made, tmp_path: Path) -> None:
@@ -187,6 +288,7 @@ def test_mixed_float_types_are_refused_by_the_node_that_mixes_them(half: Path, t
     [
         (dataclasses.replace(TARGET, capability="8.7"), "does not build for compute capability 8.7", "8.6, 8.9"),
         (dataclasses.replace(TARGET, capability="7.5"), "asks for fp32, which tensorrt-rtx on compute capability 7.5", "fp16"),
+        (dataclasses.replace(TARGET, hardware="ampere-plus"), 'does not know hardware = "ampere-plus"', 'hardware = "this"'),
         (dataclasses.replace(TARGET, refit=True), "replaceable only on a GPU", "refit = false"),
         (dataclasses.replace(TARGET, capability=None), "no NVIDIA GPU here to build for", "orin-nano"),
         (Target("orin-nano", "tensorrt", capability="8.7"), "built on a GPU of compute capability 8.7, but here is no", "pack"),
@@ -198,6 +300,18 @@ def test_a_target_that_cannot_be_built_for_here_says_what_can_be_done(
     monkeypatch.setattr(cuda, "find_gpu", lambda: None)
     error = refused(made.graphs["int8"], tmp_path, target)
     assert what in str(error) and hint in str(error.hint)
+
+
+def test_a_gpu_that_only_lacks_pycuda_is_not_called_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "find_gpu", lambda: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: name == "libcuda.so.1" or pytest.fail(name))
+    with pytest.raises(AbsentDeviceError, match="but without the package 'pycuda' the GPU here is not found") as caught:
+        TENSORRT.resolve(Target("orin-nano", "tensorrt", capability="8.7"))
+    assert "pip install 'vitedge[gpu]'; if not: `vitedge pack" in str(caught.value.hint)
+    for backend, target in ((TENSORRT, Target("local", "tensorrt")), (TENSORRT_RTX, dataclasses.replace(TARGET, refit=True))):
+        with pytest.raises(MissingPackageError, match="'pycuda' is not installed"):
+            backend.resolve(target)
 
 
 def test_tensorrt_for_another_gpu_names_both(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,8 +332,6 @@ def test_without_the_package_the_extra_is_named() -> None:
 
 
 def _has_tensorrt() -> bool:
-    import importlib.util
-
     return importlib.util.find_spec("tensorrt") is not None
 
 
@@ -258,12 +370,32 @@ def test_a_plan_of_another_platform_release_gpu_or_driver_is_refused(
 def test_compatible_plans_are_let_through(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "require_gpu", lambda: ORIN)
     monkeypatch.setattr(cuda, "find_gpu", lambda: ORIN)
-    everywhere = dataclasses.replace(TARGET, capability="8.0", hardware="ampere-plus")
-    TENSORRT_RTX.check(manifest_of(made, tmp_path, target=everywhere))
+    monkeypatch.setattr(tensorrt.TensorRT, "version", lambda self: "10.3.0")
+    everywhere = dataclasses.replace(TARGET, backend="tensorrt", capability="8.0", hardware="ampere-plus")
+    manifest = manifest_of(made, tmp_path, target=everywhere, backend_version="10.3.0")
+    TENSORRT.check(manifest)
+    with pytest.raises(EngineError, match=r"has 8\.7"):
+        TENSORRT_RTX.check(manifest)  # whose plans are of one capability
     later = dataclasses.replace(TARGET, capability="8.7", version_compatible=True)
-    TENSORRT_RTX.check(manifest_of(made, tmp_path, target=later, backend_version="1.6.0.1"))
+    TENSORRT_RTX.check(manifest_of(made, tmp_path, target=later, backend_version="10.2.0"))
     with pytest.raises(EngineError, match="built with"):
-        TENSORRT_RTX.check(manifest_of(made, tmp_path, target=later, backend_version="1.8.0.1"))
+        TENSORRT_RTX.check(manifest_of(made, tmp_path, target=later, backend_version="10.4.0"))
+
+
+def test_a_plan_is_of_one_model_of_gpus_unless_the_target_asked_for_more(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "require_gpu", lambda: ORIN)
+    monkeypatch.setattr(cuda, "find_gpu", lambda: ORIN)
+    monkeypatch.setattr(tensorrt.TensorRT, "version", lambda self: "10.13.3")
+    target = Target("here", "tensorrt", capability="8.7")
+    other = manifest_of(made, tmp_path, target=target, backend_version="10.13.3", device="Big Orin (compute capability 8.7)")
+    with pytest.raises(EngineError, match=r"built on Big Orin \(compute capability 8.7\), for GPUs of that model") as caught:
+        TENSORRT.check(other)
+    assert "build the engine again here" in str(caught.value.hint)
+    TENSORRT.check(dataclasses.replace(other, device=TENSORRT.device(target)))
+    TENSORRT.check(dataclasses.replace(other, target=dataclasses.replace(target, hardware="same-capability")))
+    TENSORRT_RTX.check(other)  # every GPU of the capability runs it
 
 
 @pytest.mark.skipif(cuda.find_gpu() is not None, reason="there is a GPU here")

@@ -276,11 +276,21 @@ def test_what_a_session_cannot_do_is_told(release: str, scenes: Callable[[str], 
     assert said["no plan"].startswith(f"TensorRT {release} cannot open ")
 
 
-def test_weights_are_replaced_and_the_plan_is_written_again(release: str, scenes: Callable[[str], dict[str, Scene]]) -> None:
-    refit, lacking = scenes(release)["refit"], scenes(release)["not refitted"]
-    wanted = ["OnnxParserRefitter.refit_from_file", "Refitter.refit_cuda_engine", "ICudaEngine.serialize"]
+def test_weights_are_replaced_and_the_plan_is_written_again(
+    release: str, bindings: Bindings, scenes: Callable[[str], dict[str, Scene]]
+) -> None:
+    """Such that they can be replaced once more, from 10.16 on; before, `serialize_with_config` has no flag for that."""
+    refit, lacking, other = (scenes(release)[name] for name in ("refit", "not refitted", "another graph"))
+    again = release not in ("10.3.0", "10.13.3.9")
+    written = ["ISerializationConfig.set_flag", "ICudaEngine.serialize_with_config"] if again else ["ICudaEngine.serialize"]
+    wanted = ["OnnxParserRefitter.refit_from_file", "Refitter.refit_cuda_engine", *written]
     assert [name for name in refit.names if name in wanted] == wanted and refit.said == "refitted"
+    assert scenes(release)["refits again"].said == str(again)
+    if again:
+        flag = bindings.probed(release).numbers["SerializationFlag"]["INCLUDE_REFIT"]
+        assert [value for value, _ in refit.arguments(written[0])] == [flag]
     assert "Refitter.get_missing_weights" in lacking.names and "does not have the weights of" in lacking.said
+    assert "does not fit" in other.said and other.said.endswith("weights of another shape")
 
 
 def test_a_builder_that_refuses_a_timing_cache_begins_with_none(release: str, scenes: Callable[[str], dict[str, Scene]]) -> None:

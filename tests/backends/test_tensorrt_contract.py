@@ -27,14 +27,22 @@ OBJECTS = {  # variables and attributes, with or without an underscore, that are
     "entry": "ITensor",
     "error": "ParserError",
     "inspector": "EngineInspector",
+    "layer": "ILayer",
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
     "plan": "ICudaEngine",
     "profile": "IOptimizationProfile",
+    "reader": "OnnxParserRefitter",
     "refitter": "Refitter",
     "runtime": "Runtime",
+    "serialization": "ISerializationConfig",
 }
-NEEDS = {"make_monitor": "IProgressMonitor", "capabilities": "ComputeCapability"}  # functions, and what must be there to use them
+NEEDS = {  # functions, and what must be there to use them
+    "_hold": "IAlgorithmSelector",  # which went in 11, together with ILayer.precision
+    "make_monitor": "IProgressMonitor",
+    "capabilities": "ComputeCapability",
+    "serialized": "SerializationFlag",
+}
 KNOWN = {"anywhere": "ComputeCapability"}  # conditions that hold where TensorRT has a name: it is TensorRT-RTX
 Names = dict[str, object]  # what local variables stand for: a kind, or the constants that a loop runs over
 MODULE = "the module"
@@ -179,6 +187,9 @@ def test_the_walk_comes_by_what_a_build_and_a_session_need() -> None:
         "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY", "INetworkDefinition.get_input", "ITensor.shape",
         "OnnxParser.parse", "ParserError.node_name", "IOptimizationProfile.set_shape", "ITimingCache.combine", "ILogger.INFO",
         "Runtime.deserialize_cuda_engine", "ICudaEngine.get_tensor_mode", "IExecutionContext.execute_async_v3", "nptype",
+        "BuilderFlag.FP16", "INetworkDefinition.get_layer", "ILayer.precision", "LayerType.DEQUANTIZE",
+        "OnnxParserRefitter.get_error", "SerializationFlag.INCLUDE_REFIT", "ISerializationConfig.set_flag",
+        "ICudaEngine.serialize", "ICudaEngine.serialize_with_config",
         "IExecutionContext.profiler", "EngineInspector.execution_context", "Refitter.refit_cuda_engine", "IProgressMonitor",
     }  # fmt: skip
     assert len(used) > 50

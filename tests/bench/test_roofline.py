@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -86,6 +87,7 @@ def test_weights_that_fit_into_the_cache_are_not_streamed() -> None:
 def test_a_type_without_a_peak_takes_that_of_a_wider_one_and_says_so() -> None:
     least = bound(Work({"bf16": 10**9, "int8": 0}, {}), DEVICE)
     assert least.ms == pytest.approx(0.5) and least.notes == ("the peak of bf16 is unknown: that of fp16 was taken",)
+    assert least.binds == "FP16 compute"
     with pytest.raises(VitEdgeError, match="the peak of fp32 is unknown"):
         bound(Work({"fp32": 1}, {}), Peaks({"fp16": 1.0}, 1.0))
 
@@ -122,6 +124,18 @@ def test_an_expectation_is_rough_on_a_sister_and_absent_where_nothing_is_known()
         assert found.images_per_s == pytest.approx(batch / found.bound_ms * 1e3)
 
 
+def test_an_expectation_does_not_go_by_a_target_of_the_users_that_has_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = estimate(source(Recipe(), "fp16"), INT8_POINT.work, load_target("agx-orin"))
+    for folder in ("calibration", "engines/targets"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "engines/targets/orin-nano-super.toml").write_text('backend = "tensorrt"\ncapability = "8.7"\n')
+    monkeypatch.chdir(tmp_path)
+    assert load_target("orin-nano-super").peaks is None
+    assert estimate(source(Recipe(), "fp16"), INT8_POINT.work, load_target("agx-orin")) == wanted
+
+
 def test_a_target_of_unknown_peaks_is_an_error_that_says_how_to_mend_it() -> None:
     with pytest.raises(VitEdgeError, match="no peaks are known of the target 'local'") as caught:
         estimate(source(Recipe()), VIT_B, load_target("local"))
@@ -152,6 +166,21 @@ def test_an_engine_of_unknown_work_or_on_an_unknown_device_has_no_bound(made: Ma
     assert engine_bound_ms(dataclasses.replace(known, target=lame), 1) is None, "no peak of FP32 is known"
 
 
+def test_a_peak_of_a_wider_type_gives_an_engine_no_bound(made: Made) -> None:
+    """INT8 is faster than FP32, so an engine could beat that; FP16 and BF16 are as fast as each other."""
+    with open_engine(made.engines["onnxruntime", "int8"]) as engine:
+        manifest = engine.manifest
+
+    def bound_of(work: Work, **tops: float) -> float | None:
+        target = Target(backend="tensorrt", peaks=Peaks(tops, 1.0))
+        return engine_bound_ms(dataclasses.replace(manifest, backend="tensorrt", work=work, target=target), 1)
+
+    work = Work({"int8": 10**9, "bf16": 10**9, "fp32": 0}, {})
+    assert bound_of(work, fp16=1.0, fp32=1.0) is None
+    assert bound_of(work, int8=1.0, fp32=1.0) is None
+    assert bound_of(work, int8=2.0, fp16=1.0) == pytest.approx(3.0)
+
+
 def test_what_a_cpu_can_do_is_measured_once_and_a_target_may_know_better() -> None:
     pytest.importorskip("openvino")
     backend = load_backend("openvino")
@@ -161,3 +190,26 @@ def test_what_a_cpu_can_do_is_measured_once_and_a_target_may_know_better() -> No
     assert set(peaks.tops) == {"int8", *backend.float_types(target)}
     assert peaks.tops["int8"] > peaks.tops["fp32"] > 1e-3 and peaks.bandwidth_gb_s > 0.1
     assert backend.peaks(dataclasses.replace(target, peaks=DEVICE)) is DEVICE
+
+
+def test_the_caches_of_a_cpu_are_counted_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("vitedge.backends.openvino")
+    own = [("1", "Data", "48K"), ("1", "Instruction", "64K"), ("2", "Unified", "2048K")]
+    for cpu in range(4):
+        shared = ("3", "Unified", "32768K", "0-1" if cpu < 2 else "2-3")
+        for index, (level, kind, size, cpus) in enumerate([*((*cache, str(cpu)) for cache in own), shared]):
+            folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"
+            folder.mkdir(parents=True)
+            for name, text in (("level", level), ("type", kind), ("size", size), ("shared_cpu_list", cpus)):
+                (folder / name).write_text(f"{text}\n")
+    (tmp_path / "cpu0/cache/index1/size").unlink()
+    monkeypatch.setattr(openvino, "CPUS", tmp_path)
+    assert openvino._cache_mib() == 2 * 32 + 4 * (2 + 48 / 1024)
+    monkeypatch.setattr(openvino, "CPUS", tmp_path / "none")
+    assert openvino._cache_mib() == 0
+
+
+@pytest.mark.skipif(not Path("/sys/devices/system/cpu/cpu0/cache/index0/size").is_file(), reason="no caches are told here")
+def test_weights_may_stay_in_the_caches_of_a_cpu() -> None:
+    peaks = pytest.importorskip("vitedge.backends.openvino").peaks(Target())
+    assert peaks.cache_mib > 0

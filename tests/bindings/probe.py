@@ -112,6 +112,9 @@ def probe_session(log: Any) -> None:
     for member in ("get_tensor_mode", "get_tensor_dtype", "get_tensor_shape"):
         call(engine, member, "x")
     given(engine, "serialize", "IHostMemory")
+    config = given(engine, "create_serialization_config", "ISerializationConfig")
+    call(config, "set_flag", trt.SerializationFlag.EXCLUDE_WEIGHTS)
+    given(engine, "serialize_with_config", "IHostMemory", config)
     call(context, "set_tensor_address", "x", 16)
     call(context, "set_input_shape", "x", (1, 2))
     call(context, "execute_async_v3", 16)
@@ -125,6 +128,8 @@ def probe_session(log: Any) -> None:
     call(refitter, "get_missing_weights")
     parser = trt.OnnxParserRefitter(refitter, log)
     call(parser, "refit_from_file", "model.onnx")
+    read(parser)
+    given(parser, "get_error", "ParserError", 0)
     _note(parser, "~", lambda: trt.OnnxParserRefitter(trt.Refitter(engine, log), log))
     for thing in (runtime, engine):
         read(thing)

@@ -185,13 +185,20 @@ def play_refit() -> None:
     tell("Runtime.deserialize_cuda_engine", result="ICudaEngine")
     tell("OnnxParserRefitter.refit_from_file", 1)
     tell("Refitter.refit_cuda_engine", 1)
-    tell_of_plan("refitted", "ICudaEngine.serialize")
+    tell("ICudaEngine.create_serialization_config", result="ISerializationConfig")
+    tell_of_plan("refitted", "ICudaEngine.serialize", "ICudaEngine.serialize_with_config")
     into = FOLDER / "refitted"
     into.mkdir()
     scene("refit", lambda: TENSORRT.refit(FOLDER, TARGET, ONNX, into) and None)
     scenes["refit"]["said"] = (into / TENSORRT.PLAN[0]).read_text("utf-8")
+    scene("refits again", lambda: str(TENSORRT.refits_again()))
     tell("Refitter.refit_cuda_engine", 0)
     scene("not refitted", lambda: TENSORRT.refit(FOLDER, TARGET, ONNX, into))
+    tell("OnnxParserRefitter.refit_from_file", 0)
+    tell("OnnxParserRefitter.num_errors", 1)
+    tell("OnnxParserRefitter.get_error", result="ParserError")
+    tell("ParserError.desc", "In node 3 (refit): UNSUPPORTED: weights of another shape")
+    scene("another graph", lambda: TENSORRT.refit(FOLDER, TARGET, ONNX, into))
 
 
 def play_build() -> None:

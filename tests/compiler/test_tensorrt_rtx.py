@@ -95,7 +95,7 @@ def in_type(path: Path, kind: FloatType) -> Path:
     if kind == "fp32":
         return path
     model = graph.load(path)
-    assert to_half(model, kind) == []  # nothing stays in FP32
+    assert to_half(model, kind) == {}  # nothing stays in FP32
     graph.save(model, path.with_suffix(f".{kind}.onnx"))
     return path.with_suffix(f".{kind}.onnx")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from tests.compiler.conftest import Tiny
 from tests.compiler.families import NAMES, Exported
@@ -158,6 +158,26 @@ def test_a_graph_of_unknown_shapes_is_saved_without_its_work(tmp_path: Path, tin
     assert read_source(tmp_path / "m.onnx").work is None, "and not with what the metadata said before"
 
 
+def reshaped(nodes: list[Any], source: str, entry: ValueInfoProto) -> ModelProto:
+    """Some nodes on x, and a product of the INT8 tensor `source` as two rows of four."""
+    nodes = [*nodes, helper.make_node("DequantizeLinear", [source, "scale"], ["d"])]
+    nodes += [helper.make_node("Reshape", ["d", "rows"], ["r"]), helper.make_node("MatMul", ["r", "w"], ["y"], name="p")]
+    values = {"rows": np.int64([2, 4]), "w": np.ones((4, 3), np.float32), "scale": np.float32(1)}
+    constants = [numpy_helper.from_array(array, name) for name, array in values.items()]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])
+    return helper.make_model(helper.make_graph(nodes, "g", [entry], [output], constants), opset_imports=OPSET, ir_version=10)
+
+
+def test_behind_a_reshape_a_tensor_of_unknown_shape_is_looked_at_or_told() -> None:
+    """The Reshape says how many numbers there are, and hides that nobody has said so of what they are stored in."""
+    made = [helper.make_node("Not", ["x"], ["n"]), helper.make_node("NonZero", ["n"], ["i"])]
+    made.append(helper.make_node("Cast", ["i"], ["q"], to=TensorProto.INT8))
+    (layer,) = count_work(reshaped(made, "q", helper.make_tensor_value_info("x", TensorProto.BOOL, [1, 4])))
+    assert (layer.macs, layer.in_bytes) == (2 * 4 * 3, 8)  # NonZero gives as many columns as it finds: of a blank image, 4
+    with pytest.raises(ModelError, match="no shape is known of"):
+        count_work(reshaped([], "x", helper.make_tensor_value_info("x", TensorProto.INT8, [1, "any"])))
+
+
 # Every verb that writes a file tells of the graph as it is written
 
 
@@ -214,5 +234,5 @@ def test_four_bits_halve_the_weights_and_freed_linears_are_float_again(quantized
 
 def test_fp16_is_counted_as_fp16(tiny: Tiny, quantized: Callable[[Recipe], Path], tmp_path: Path) -> None:
     plain = quantized(PLAIN)
-    assert precision.convert(plain, "fp16", tmp_path / "half.onnx", tiny.files) == []
+    assert precision.convert(plain, "fp16", tmp_path / "half.onnx", tiny.files) == {}
     assert told(tmp_path / "half.onnx") == told(plain).floats_in("fp16")

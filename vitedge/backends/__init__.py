@@ -100,6 +100,9 @@ class Refitting(Protocol):
     def refit(self, engine: Path, target: Target, onnx: Path, folder: Path) -> str:
         """Write the plan in the directory `engine`, with the weights of `onnx`, into `folder`; the vendor's log."""
 
+    def refits_again(self) -> bool:
+        """Whether the weights of a plan that `refit` wrote can be replaced once more."""
+
 
 def load_backend(name: str) -> BackendModule:
     """The backend `name`; its package is imported only when one of its functions is called."""

@@ -3,8 +3,8 @@
     engines/<model>/<variant>-<key>/   the plan as the backend wrote it, manifest.json, labels.txt, build.log
 
 The key is a hash of the ONNX file, the target, the backend's version and the float type: a whole engine of that name is
-current. Whatever stops a build half-way, a directory of that name is either whole or absent; of a build that failed, the
-vendor's log stays beside it.
+current, unless this machine could run one and not that one. Whatever stops a build half-way, a directory of that name is
+either whole or absent; of a build that failed, the vendor's log stays beside it.
 """
 
 from __future__ import annotations
@@ -102,11 +102,35 @@ def check_graph(onnx: Path, target: Target) -> tuple[Source, FloatType]:
 
 
 def build_engine(onnx: Path, target: Target, engines: Path) -> Path:
-    """Build the engine, unless it is there already and whole, and return its directory."""
+    """Build the engine, unless it is there already and fresh, and return its directory."""
     build = prepare_build(onnx, target, engines)
-    if not is_whole(build.folder):
+    if is_fresh(build):
+        update_target(build)
+    else:
         run_build(build)
     return build.folder
+
+
+def is_fresh(build: Build) -> bool:
+    """Whether the engine is there and whole, and one that opens here, if any for its target does.
+
+    On another platform, another model of GPU or an older driver, the same ONNX file and target have the same name.
+    """
+    whole = is_whole(build.folder)
+    try:
+        if whole and build.backend.runs_here(build.target):
+            build.backend.check(read_manifest(build.folder))
+    except EngineError:
+        return False
+    return whole
+
+
+def update_target(build: Build) -> None:
+    """Let a fresh engine's manifest tell the target as it is now: peaks may be others, which are no part of the engine."""
+    manifest = read_manifest(build.folder)
+    if manifest.target != build.target:
+        with suppress(VitEdgeError):  # in a workspace that is not ours to write
+            write_json(build.folder / "manifest.json", to_dict(dataclasses.replace(manifest, target=build.target)))
 
 
 def run_build(build: Build, progress: Progress = lambda phase, fraction: None) -> None:
@@ -120,9 +144,10 @@ def run_build(build: Build, progress: Progress = lambda phase, fraction: None) -
 def refit_engine(engine: Path, onnx: Path, engines: Path) -> Path:
     """The engine in the directory `engine` with the weights of `onnx`, a graph of the same structure, as a new directory.
 
-    Takes seconds where a build takes minutes. An EngineError where the backend or the engine's target does not allow it.
+    Takes seconds where a build takes minutes. An EngineError where the backend or the engine's target does not allow it, or
+    where the plan is damaged. Whether the new engine's weights can be replaced in turn, its target says.
     """
-    manifest = from_dict(Manifest, read_json(engine / "manifest.json"))
+    manifest = read_manifest(engine)
     backend = load_backend(manifest.backend)
     if not isinstance(backend, Refitting):
         hint = "build it: vitedge build takes seconds there"
@@ -130,7 +155,10 @@ def refit_engine(engine: Path, onnx: Path, engines: Path) -> Path:
     if not manifest.target.refit:
         hint = "set refit = true in its target, and build it once more"
         raise EngineError(f"the weights of {engine} cannot be replaced: its target did not ask for that", hint=hint)
-    build = prepare_build(onnx, manifest.target, engines)
+    if plan_sha256(engine, backend.PLAN) != manifest.plan_sha256:
+        what = f"{engine} is damaged: its plan is not the one that its manifest describes"
+        raise EngineError(what, hint="it was cut short or changed; build it again, or copy it again")
+    build = prepare_build(onnx, dataclasses.replace(manifest.target, refit=backend.refits_again()), engines)
     if (build.source.variant, build.float_type) != (manifest.variant, manifest.float_type):
         given, wanted = f"{build.source.variant} in {build.float_type}", f"{manifest.variant} in {manifest.float_type}"
         raise EngineError(f"{onnx} is {given}, but the engine is {wanted}", hint="make the graph with the same recipe")
@@ -174,10 +202,21 @@ def _describe(folder: Path, build: Build, log: str, started: float) -> None:
     (folder / "build.log").write_text(summary + log, "utf-8")
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an engine directory."""
+    if not (folder / "manifest.json").is_file():
+        hint = "an engine is a directory such as engines/<model>/int8-0123456789ab, made by `vitedge build`"
+        raise EngineError(f"{folder} is not an engine: it has no manifest.json", hint=hint)
+    try:
+        return from_dict(Manifest, read_json(folder / "manifest.json"))
+    except VitEdgeError as error:
+        raise EngineError(f"{folder}/manifest.json is not readable: {error}", hint="build the engine again") from error
+
+
 def is_whole(folder: Path) -> bool:
     """Whether `folder` holds an engine whose plan is the one that its manifest describes."""
     try:
-        manifest = from_dict(Manifest, read_json(folder / "manifest.json"))
+        manifest = read_manifest(folder)
         return plan_sha256(folder, load_backend(manifest.backend).PLAN) == manifest.plan_sha256
     except VitEdgeError:
         return False
@@ -205,10 +244,7 @@ def _float_type(onnx: Path, source: Source, target: Target) -> FloatType:
     backend = load_backend(target.backend)
     native, where = backend.float_types(target), f"{target.backend} on {backend.device(target)}"
     wanted = wanted_float_type(source, native)
-    if not backend.TYPED and source.float_type != "fp32":
-        raise EngineError(
-            f"the graph {onnx} is in {source.float_type}, for GPUs", hint=f"{where} takes the one that it was made from"
-        )
+    check_untyped(onnx, source, target)
     if wanted not in native:
         raise EngineError(
             f"the recipe {source.variant!r} asks for {wanted}, which {where} does not compute in",
@@ -222,6 +258,13 @@ def _float_type(onnx: Path, source: Source, target: Target) -> FloatType:
     return wanted
 
 
+def check_untyped(onnx: Path, source: Source, target: Target) -> None:
+    """Raise an EngineError where the graph has another float type than FP32, and the backend does not go by the graph's."""
+    if not load_backend(target.backend).TYPED and source.float_type != "fp32":
+        hint = f"{target.backend} takes the one that it was made from"
+        raise EngineError(f"the graph {onnx} is in {source.float_type}, for GPUs", hint=hint)
+
+
 def wanted_float_type(source: Source, native: tuple[FloatType, ...]) -> FloatType:
     """The float type that a recipe asks for, on a device that computes in those of `native`."""
     wanted = source.recipe.float_type if source.recipe else "fp32"
@@ -230,9 +273,10 @@ def wanted_float_type(source: Source, native: tuple[FloatType, ...]) -> FloatTyp
 
 def _check_answer(session: Session, target: Target, onnx: Path) -> None:
     """Run the new plan once: what the device cannot run, and weights that are not numbers, are found before it is kept."""
-    answer = session.run(target.batch[1])
-    finite = bool(np.isfinite(answer).all())
-    session.close()
+    try:
+        finite = bool(np.isfinite(session.run(target.batch[1])).all())
+    finally:
+        session.close()
     if not finite:
         hint = "is the checkpoint whole? Weights that are NaN, or that overflow, give this"
         raise EngineError(f"the engine of {onnx} answers a blank image with NaN or infinity", hint=hint)

@@ -47,8 +47,12 @@ KINDS: dict[str, Kind] = {  # of layers that are what their type says, whatever 
 NO_KERNEL = ("undef", "unknown")  # what kernels are called of layers that were fused away, or move nothing
 WARMUP = 3  # calls that allocate and fill caches, not counted
 CALLS = 10  # that are counted, at least
-ROWS, WIDTH = 256, 384  # of the matrix products that peaks are measured on: less than a millisecond each
-INT8_CHAIN = 4  # products in a row: one alone would bring its integers in and its floats out, and be slower than in a model
+# Rows and widths of the matrix products that peaks are measured on: with AMX, 256 x 384 reaches a fifth of what the largest
+# does in INT8, a processor of smaller caches may do best in between, and beyond them products get slower again.
+SIZES = ((256, 384), (256, 768), (1024, 1024))
+CHAIN = 8  # of them in a row: one alone would bring its 8 or 16 bits in and its floats out, and be slower than in a model
+CPUS = Path("/sys/devices/system/cpu")  # where Linux tells what caches they have
+CACHE = ("type", "level", "shared_cpu_list", "size")  # of a cache, a file each
 PRODUCTS_S, READS = 1.0, 4  # how long products take turns, and how often memory is read
 READ_BYTES, READ_STEP = 2**28, 2**25  # in all, which few caches hold, and at a time
 
@@ -85,7 +89,7 @@ def float_types(target: Target) -> tuple[FloatType, ...]:
 
 
 def peaks(target: Target) -> Peaks | None:
-    """The target's own, or what this processor reaches in large products and in reading memory: a second, once a process."""
+    """The target's own, or what this processor reaches in large products and in reading memory: two seconds, once a process."""
     return target.peaks or _measured(target.threads, float_types(target))
 
 
@@ -326,30 +330,36 @@ class OpenVinoSession:
 
 @functools.cache
 def _measured(threads: int | None, natives: tuple[FloatType, ...]) -> Peaks:
-    """The best that one core reached, times the cores, and the best of several reads.
+    """The best that one core reached in products of any size, times the cores, and the best of several reads.
 
     Products are short and take turns, so that on a busy machine, too, some of them run undisturbed. Cores that are all busy
     may clock lower than one alone: a peak may be too high, which is no harm to a bound.
     """
-    plans: dict[str, tuple[int, FloatType]] = {"int8": (INT8_CHAIN, "fp32"), **{native: (1, native) for native in natives}}
-    requests = {kind: _products(*plan, int8=kind == "int8", threads=1).create_infer_request() for kind, plan in plans.items()}
-    best, end = dict.fromkeys(requests, math.inf), time.perf_counter() + PRODUCTS_S
+    plans: dict[str, tuple[int, FloatType]] = {"int8": (CHAIN, "fp32")}
+    plans |= {native: (1 if native == "fp32" else CHAIN, native) for native in natives}
+    requests = {
+        (kind, size): _products(*plan, size, int8=kind == "int8", threads=1).create_infer_request()
+        for kind, plan in plans.items()
+        for size in SIZES
+    }
+    best, end = dict.fromkeys(plans, 0.0), time.perf_counter() + PRODUCTS_S
     while time.perf_counter() < end:
-        for kind, request in requests.items():
+        for (kind, (rows, width)), request in requests.items():
             begun = time.perf_counter()
             request.infer()
-            best[kind] = min(best[kind], time.perf_counter() - begun)
-    cores = threads or int(_products(1, "fp32", int8=False, threads=None).get_property("INFERENCE_NUM_THREADS"))
-    tops = {kind: 2e-12 * ROWS * WIDTH**2 * plans[kind][0] * cores / seconds for kind, seconds in best.items()}
-    return Peaks(tops, _bandwidth_gb_s(cores), "measured on this machine")
+            tops = 2e-12 * rows * width**2 * plans[kind][0] / (time.perf_counter() - begun)
+            best[kind] = max(best[kind], tops)
+    cores = threads or int(_products(1, "fp32", SIZES[0], int8=False, threads=None).get_property("INFERENCE_NUM_THREADS"))
+    all_cores = {kind: tops * cores for kind, tops in best.items()}
+    return Peaks(all_cores, _bandwidth_gb_s(cores), "measured on this machine", _cache_mib())
 
 
-def _products(count: int, float_type: FloatType, *, int8: bool, threads: int | None) -> Any:
-    """A compiled chain of matrix products, in INT8 in the form that a Q/DQ graph gives them."""
+def _products(count: int, float_type: FloatType, size: tuple[int, int], *, int8: bool, threads: int | None) -> Any:
+    """A compiled chain of matrix products [rows, width] x [width, width], in INT8 in the form that a Q/DQ graph gives them."""
     ops = importlib.import_module("openvino.opset13")
     low, high, step = (ops.constant(np.float32(value)) for value in (-1.28, 1.27, 0.01))
-    entry = last = ops.parameter([ROWS, WIDTH], np.float32)
-    weight = ops.constant(np.ones((WIDTH, WIDTH), np.int8 if int8 else np.float32))
+    entry = last = ops.parameter(size, np.float32)
+    weight = ops.constant(np.ones((size[1], size[1]), np.int8 if int8 else np.float32))
     weight = ops.multiply(ops.convert(weight, "f32"), step) if int8 else weight
     for _ in range(count):
         last = ops.fake_quantize(last, low, high, low, high, 256) if int8 else last
@@ -368,6 +378,19 @@ def _bandwidth_gb_s(threads: int) -> float:
             list(pool.map(lambda part: np.dot(part, part), step))
             best = min(best, time.perf_counter() - begun)
     return float(memory[0].nbytes / best / 1e9)
+
+
+def _cache_mib() -> float:
+    """What all caches for data hold together, as some keep what others have not; 0 where the system does not tell."""
+    sizes: dict[tuple[str, ...], int] = {}
+    for folder in CPUS.glob("cpu[0-9]*/cache/index[0-9]*"):
+        try:
+            kind, level, cpus, size = ((folder / name).read_text().strip() for name in CACHE)
+        except OSError:  # a virtual machine may tell a part
+            continue
+        if kind != "Instruction" and re.fullmatch(r"\d+K", size):
+            sizes[level, cpus] = int(size[:-1])  # once for each, whichever of its CPUs tells of it
+    return sum(sizes.values()) / 1024
 
 
 def _compile(model: Any, target: Target, float_type: FloatType, batch: int | None, profiled: bool = False) -> Any:

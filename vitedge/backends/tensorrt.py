@@ -4,13 +4,17 @@
 
 Precision is the graph's alone: Q/DQ nodes and float types. No builder flag adds or takes any; TF32, which would round FP32
 products to 10 bits, is switched off. One code path serves every release; where they differ is in `Release`, and nowhere else.
+8.6, which has no strongly typed networks, is held to the graph's types as far as it can be.
 TensorRT builds for the GPU in front of it; TensorRT-RTX also for one that is not here. Knows nothing of images or labels.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import importlib.util
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ from numpy.typing import NDArray
 from vitedge.backends import Progress, cuda, this_platform
 from vitedge.backends.inspector import measure
 from vitedge.backends.layers import Profile
-from vitedge.backends.tensorrt_log import failure, hint_for, make_log, make_monitor, sentence
+from vitedge.backends.tensorrt_log import failure, hint_for, interruptible, make_log, make_monitor, sentence
 from vitedge.backends.tensorrt_session import TensorRtSession, deserialize
 from vitedge.errors import AbsentDeviceError, BuildError, EngineError, MissingPackageError, VitEdgeError, import_package
 from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, Target
@@ -41,11 +45,42 @@ class Release:
         flags = self.trt.NetworkDefinitionCreationFlag
         return 1 << int(flags.STRONGLY_TYPED if hasattr(flags, "STRONGLY_TYPED") else flags.EXPLICIT_BATCH)
 
-    def allow_types(self, config: Any) -> None:
-        """8.6 computes in the types of the graph only where a flag allows them."""
-        if not hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
-            for name in ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"):
-                config.set_flag(getattr(self.trt.BuilderFlag, name))
+    def set_types(self, config: Any, network: Any, float_type: FloatType) -> None:
+        """Let 8.6, whose networks are not strongly typed, compute in the types of the graph and in none below.
+
+        A flag allows each type that the graph has, and layers that an FP16 graph keeps in FP32 are held to it. Others may
+        compute in FP32 where that is faster.
+        """
+        if hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+            return
+        if float_type == "bf16":
+            hint = 'a later release does; set float_type = "fp16" in the recipe'
+            raise EngineError(f"TensorRT {self.trt.__version__} does not compute in bf16", hint=hint)
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
+        kinds = self.trt.LayerType
+        flags = self.trt.BuilderFlag
+        if any(layer.type in (kinds.QUANTIZE, kinds.DEQUANTIZE) for layer in layers):
+            config.set_flag(flags.INT8)
+        if float_type == "fp16":
+            config.set_flag(flags.FP16)
+            config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+            self._hold(layers)
+
+    def _hold(self, layers: Sequence[Any]) -> None:
+        """Hold layers that give FP32 to it, and what they compute in, unless they read what is dequantized: those are INT8."""
+        kinds = self.trt.LayerType
+        wide = self.trt.DataType.FLOAT
+        dequantized = {layer.get_output(0).name for layer in layers if layer.type == kinds.DEQUANTIZE}
+        for layer in layers:
+            outputs = range(layer.num_outputs)
+            typed = layer.type in (kinds.CONSTANT, kinds.CAST, kinds.QUANTIZE, kinds.DEQUANTIZE)  # by what it is
+            if typed or any(layer.get_output(index).dtype != wide for index in outputs):
+                continue
+            entries = [layer.get_input(index) for index in range(layer.num_inputs)]
+            if not dequantized.intersection(entry.name for entry in entries if entry is not None):
+                layer.precision = wide
+            for index in outputs:
+                layer.set_output_type(index, wide)
 
     def set_hardware(self, config: Any, target: Target) -> None:
         """Let other GPUs run the plan. The level for those of one capability came with 10.9; TensorRT-RTX goes by capability."""
@@ -68,6 +103,20 @@ class Release:
             return None
         config.progress_monitor = monitor = make_monitor(self.trt, progress)
         return monitor
+
+    def keeps_refit(self) -> bool:
+        """Whether a plan that is written again still lets its weights be replaced: not in 10.3 to 10.13."""
+        if not hasattr(self.trt, "SerializationFlag"):
+            return False
+        return hasattr(self.trt.SerializationFlag, "INCLUDE_REFIT")
+
+    def serialized(self, plan: Any) -> Any:
+        """The bytes of a plan, with all that replacing its weights takes where the release has that; not in 8.6."""
+        if not hasattr(self.trt.SerializationFlag, "INCLUDE_REFIT"):
+            return plan.serialize()
+        serialization = plan.create_serialization_config()
+        serialization.set_flag(self.trt.SerializationFlag.INCLUDE_REFIT)
+        return plan.serialize_with_config(serialization)
 
     def where(self, error: Any) -> str:
         """The node that a ParserError is about: its name and operator, or in 8.6 its number."""
@@ -109,12 +158,18 @@ class TensorRT:
         """The target with the capability of the GPU here, if it names none; EngineError where it cannot be built for."""
         gpu = cuda.find_gpu()
         capability = target.capability or (gpu.capability if gpu else None)
+        blind = gpu is None and _is_pycuda_missing()
+        if blind and (capability is None or (self.anywhere and target.refit)):
+            raise MissingPackageError("pycuda", cuda.EXTRA)
         if capability is None:
             raise EngineError(
                 "there is no NVIDIA GPU here to build for", hint="name a target for a certain GPU, such as orin-nano"
             )
         resolved = dataclasses.replace(target, capability=capability)
         if self.anywhere:
+            if target.hardware != "this":
+                what = f'TensorRT-RTX builds for one compute capability, and does not know hardware = "{target.hardware}"'
+                raise EngineError(what, hint='set hardware = "this": every GPU of that capability runs the engine')
             known = Release(self._trt()).capabilities
             if capability not in known:
                 raise EngineError(
@@ -127,9 +182,11 @@ class TensorRT:
                 )
         elif gpu is None or gpu.capability != capability:
             here = f"here is {gpu.name} ({gpu.capability})" if gpu else "here is no NVIDIA GPU"
+            here = "without the package 'pycuda' the GPU here is not found" if blind else here
+            first = f"if that is this machine, pip install 'vitedge[{cuda.EXTRA}]'; if not: " if blind else ""
             raise AbsentDeviceError(
                 f"a TensorRT engine for {target.name} is built on a GPU of compute capability {capability}, but {here}",
-                hint=_hint_elsewhere(target.name, capability),
+                hint=first + _hint_elsewhere(target.name, capability),
             )
         return resolved
 
@@ -148,7 +205,7 @@ class TensorRT:
     def runs_here(self, target: Target) -> bool:
         """Whether the GPU here runs a plan for the resolved `target`."""
         gpu = cuda.find_gpu()
-        return gpu is not None and _fits(gpu.capability, target)
+        return gpu is not None and self._fits(gpu.capability, target)
 
     def float_types(self, target: Target) -> tuple[FloatType, ...]:
         """FP16 first; BF16 from compute capability 8.0 on, and below that TensorRT-RTX has no FP32 products either."""
@@ -171,12 +228,14 @@ class TensorRT:
         _parse(trt, network, onnx, log)
         config = builder.create_builder_config()
         _configure(trt, config, target)
+        Release(trt).set_types(config, network, float_type)
         config.add_optimization_profile(_profile(builder, network, target, onnx))
         monitor = Release(trt).set_monitor(config, progress)
         cache = None if Release(trt).is_rtx else self._cache_path(target)  # TensorRT-RTX times kernels where they run
         if cache:
             _load_cache(config, cache, log)
-        plan = builder.build_serialized_network(network, config)
+        with interruptible(monitor):
+            plan = builder.build_serialized_network(network, config)
         if monitor is not None:
             monitor.settle()
         if plan is None:
@@ -195,12 +254,19 @@ class TensorRT:
         with cuda.Device():
             plan = deserialize(trt, engine / self.PLAN[0], log, target)
             refitter = trt.Refitter(plan, log)
-            parser = trt.OnnxParserRefitter(refitter, log)
-            if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
+            reader = trt.OnnxParserRefitter(refitter, log)
+            if not reader.refit_from_file(str(onnx)):
+                said = reader.get_error(0).desc() if reader.num_errors else log.last_error()
+                raise BuildError(f"{onnx} does not fit {engine}: {sentence(said)}", hint=hint_for(said), log=log.text())
+            if not refitter.refit_cuda_engine():
                 missing = ", ".join(refitter.get_missing_weights())
                 raise failure(f"{onnx} does not have the weights of {engine}{': it lacks ' if missing else ''}{missing}", log)
-            (folder / self.PLAN[0]).write_bytes(plan.serialize())
+            (folder / self.PLAN[0]).write_bytes(Release(trt).serialized(plan))
         return str(log.text())
+
+    def refits_again(self) -> bool:
+        """Whether the weights of a plan that `refit` wrote can be replaced once more."""
+        return Release(self._trt()).keeps_refit()
 
     def check(self, manifest: Manifest) -> None:
         """Raise an EngineError, before TensorRT would, where a plan does not fit this machine."""
@@ -211,8 +277,10 @@ class TensorRT:
         if built != installed and not later:
             raise _misfit(f"it was built with {manifest.backend} {manifest.backend_version}, but {self.version()} is installed")
         gpu = cuda.require_gpu()
-        if not _fits(gpu.capability, manifest.target):
+        if not self._fits(gpu.capability, manifest.target):
             raise _misfit(f"it is for {self.device(manifest.target)}, but {gpu.name} has {gpu.capability}")
+        if not self.anywhere and manifest.target.hardware == "this" and manifest.device != self.device(manifest.target):
+            raise _misfit(f"it was built on {manifest.device}, for GPUs of that model, and here is {gpu.name}")
         if manifest.driver and _numbers(gpu.driver)[0] < _numbers(manifest.driver)[0]:
             raise EngineError(
                 f"it was built with a driver for CUDA {manifest.driver}, but the one here is for {gpu.driver}",
@@ -236,6 +304,11 @@ class TensorRT:
             return measure(session, rows, seconds)
         finally:
             session.close()
+
+    def _fits(self, capability: str, target: Target) -> bool:
+        """Whether a GPU of `capability` runs a plan for the resolved `target`."""
+        compatible = target.hardware == "ampere-plus" and not self.anywhere and _numbers(capability) >= (8, 0)
+        return capability == target.capability or compatible
 
     def _trt(self) -> Any:
         """The Python module; a MissingPackageError where there is none."""
@@ -274,7 +347,6 @@ def _configure(trt: Any, config: Any, target: Target) -> None:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if target.refit:
         config.set_flag(trt.BuilderFlag.REFIT)
-    Release(trt).allow_types(config)
     Release(trt).set_hardware(config, target)
 
 
@@ -294,9 +366,8 @@ def _profile(builder: Any, network: Any, target: Target, onnx: Path) -> Any:
 
 
 def _load_cache(config: Any, path: Path, log: Any) -> None:
-    """Let the builder begin with the timings of earlier builds; a damaged file counts as none."""
-    stored = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(stored)
+    """Let the builder begin with the timings of earlier builds; a file that is damaged or cannot be read counts as none."""
+    cache = config.create_timing_cache(_read_cache(path, log))
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         log.note(f"the timing cache {path} is damaged or of another device, and will be replaced")
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
@@ -307,7 +378,8 @@ def _save_cache(config: Any, path: Path, log: Any) -> None:
     cache = config.get_timing_cache()
     if cache is None:
         return
-    others = config.create_timing_cache(path.read_bytes()) if path.is_file() else None
+    stored = _read_cache(path, log)
+    others = config.create_timing_cache(stored) if stored else None
     if others is not None:
         cache.combine(others, ignore_mismatch=False)
     try:
@@ -316,8 +388,26 @@ def _save_cache(config: Any, path: Path, log: Any) -> None:
         log.note(f"the timing cache is not kept: {error}")
 
 
+def _read_cache(path: Path, log: Any) -> bytes:
+    """The timings in a file; nothing where there is none, or where it cannot be read."""
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        log.note(f"the timing cache {path} cannot be read: {error.strerror}")
+        return b""
+
+
 def _misfit(what: str) -> EngineError:
     return EngineError(what, hint="a TensorRT plan fits one release on one kind of GPU; build the engine again here")
+
+
+def _is_pycuda_missing() -> bool:
+    """Whether there is NVIDIA's driver, but not the package that asks it what GPU there is."""
+    if importlib.util.find_spec("pycuda") is None:
+        with suppress(OSError):
+            ctypes.CDLL("libcuda.so.1")
+            return True
+    return False
 
 
 def _hint_elsewhere(name: str, capability: str) -> str:
@@ -326,12 +416,6 @@ def _hint_elsewhere(name: str, capability: str) -> str:
     if capability not in RTX_CAPABILITIES:
         return packed
     return f"{packed}; or build for TensorRT-RTX, here: vitedge build ONNX --target {name} --backend tensorrt-rtx"
-
-
-def _fits(capability: str, target: Target) -> bool:
-    """Whether a GPU of `capability` runs a plan for the resolved `target`."""
-    compatible = target.hardware == "ampere-plus" and _numbers(capability) >= (8, 0)
-    return capability == target.capability or compatible
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -6,7 +6,12 @@ Each class derives from one of TensorRT's, so it can be made only once that is i
 from __future__ import annotations
 
 import re
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from vitedge.backends import Progress
@@ -95,7 +100,7 @@ def make_monitor(trt: Any, progress: Progress) -> Any:
             try:
                 progress(phase_name, self.fraction())
             except BaseException as error:  # noqa: BLE001  which must not pass through TensorRT's own frames
-                self.error = error
+                self.error = self.error or error
             return self.error is None
 
         def phase_finish(self, phase_name: str) -> None:
@@ -116,6 +121,30 @@ def make_monitor(trt: Any, progress: Progress) -> Any:
                 raise self.error
 
     return Monitor()
+
+
+@contextmanager
+def interruptible(monitor: Any) -> Iterator[None]:
+    """While TensorRT builds, keep what Ctrl-C raises in `monitor`, which stops the build; None leaves Ctrl-C as it is.
+
+    Ctrl-C raises where Python code runs, which may be the logger: TensorRT drops what that raises.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if monitor is None or not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        try:
+            before(number, frame)
+        except BaseException as error:  # noqa: BLE001  KeyboardInterrupt, if nobody has changed that
+            monitor.error = error
+
+    signal.signal(signal.SIGINT, keep)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def make_profiler(trt: Any) -> Any:

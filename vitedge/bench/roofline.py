@@ -12,6 +12,7 @@ bound. Knows nothing of ONNX and opens no engine.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,15 +22,16 @@ from vitedge.backends import load_backend
 from vitedge.backends.build import Source, wanted_float_type
 from vitedge.errors import VitEdgeError
 from vitedge.specs import Manifest, Peaks, Target, Work
-from vitedge.workspace import load_target
+from vitedge.workspace import BUILTIN_TARGETS, load_target
 
+ALIKE = {"fp16": "bf16", "bf16": "fp16"}  # one peak for both
 WIDER = {"int8": ("fp16", "bf16", "fp32"), "fp16": ("bf16", "fp32"), "bf16": ("fp16", "fp32"), "fp32": ()}
 STREAMING = "weight streaming"
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Milliseconds that a batch takes at least. binds: "INT8 compute" or the like, or "weight streaming".
+    """Milliseconds that a batch takes at least. binds: "INT8 compute" or the like, by the peak taken, or "weight streaming".
 
     notes: a sentence on each type whose peak is unknown, so that a wider one's was taken: then it is no strict bound.
     """
@@ -86,14 +88,14 @@ POINTS = (
 
 def bound(work: Work, peaks: Peaks, batch: int = 1) -> Bound:
     """The least time for `batch` images. A VitEdgeError where no peak is known of a type, nor of a wider one."""
-    seconds, notes = dict[str, float](), []
-    for kind, macs in work.macs.items():
+    seconds, notes = defaultdict[str, float](float), []  # by the type whose peak is taken
+    for kind, macs in ((kind, macs) for kind, macs in work.macs.items() if macs):
         taken = next((wider for wider in (kind, *WIDER[kind]) if wider in peaks.tops), None)
         if taken is None:
             raise VitEdgeError(f"the peak of {kind} is unknown, and of all wider types", hint="set it in [peaks] of the target")
-        if taken != kind and macs:
+        if taken != kind:
             notes.append(f"the peak of {kind} is unknown: that of {taken} was taken")
-        seconds[kind] = 2 * macs * batch / (peaks.tops[taken] * 1e12)
+        seconds[taken] += 2 * macs * batch / (peaks.tops[taken] * 1e12)
     streamed = work.weight_bytes if work.weight_bytes > peaks.cache_mib * 2**20 else 0
     compute, streaming = sum(seconds.values()), streamed / (peaks.bandwidth_gb_s * 1e9)
     if streaming > compute:
@@ -103,13 +105,15 @@ def bound(work: Work, peaks: Peaks, batch: int = 1) -> Bound:
 
 
 def engine_bound_ms(manifest: Manifest, batch: int) -> float | None:
-    """The bound of an engine on the device that it was built for; None where its work or the peaks are unknown."""
+    """The bound of an engine on the device that it was built for; None where its work, or a peak of its types, is unknown."""
     if manifest.work is None:
         return None
     backend = load_backend(manifest.backend)
     peaks = manifest.target.peaks or backend.peaks(manifest.target)
     work = manifest.work if backend.TYPED else manifest.work.floats_in(manifest.float_type)
-    return bound(work, peaks, batch).ms if peaks and not work.macs.keys() - _covered(peaks) else None
+    if peaks is None or any(macs and not {kind, ALIKE.get(kind)} & peaks.tops.keys() for kind, macs in work.macs.items()):
+        return None  # a wider type's peak is lower, and would give no bound
+    return bound(work, peaks, batch).ms
 
 
 def estimate(source: Source, work: Work, target: Target, batch: int = 1) -> Estimate:
@@ -142,18 +146,14 @@ def estimate_table(estimates: Sequence[Estimate]) -> Table:
     return result
 
 
-def _covered(peaks: Peaks) -> set[str]:
-    return {kind for kind, wider in WIDER.items() if {kind, *wider} & peaks.tops.keys()}
-
-
 def _expectation(work: Work, target: Target, least: Bound, batch: int) -> tuple[float | None, str]:
     """The expected milliseconds, if anything was published that tells of them, and a sentence on it."""
     main = max(work.macs, key=lambda kind: work.macs[kind], default="")
     point = next((p for p in POINTS if p.capability == target.capability and p.type == main), None)
     if batch != 1 or point is None:
         return None, f"{target.name}: no expectation, as no measurement of this kind on such a device is published"
-    peaks = load_target(point.target).peaks
-    assert peaks is not None  # of a target that vitedge brings
+    peaks = load_target(str(BUILTIN_TARGETS / f"{point.target}.toml")).peaks  # not a file of the user's by that name
+    assert peaks is not None
     factor = point.ms / bound(point.work, peaks).ms
     other = "" if point.target == target.name else ", which is another board of this GPU generation, so take it as rough"
     said = (

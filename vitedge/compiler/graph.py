@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper, shape_inference
 
 from vitedge.errors import ModelError, first_line
 from vitedge.specs import ModelCard, Recipe, from_dict, to_dict
 from vitedge.workspace import write_file
 
 Array = NDArray[Any]
+SHAPE_SIZE = 1024  # constants of at most so many numbers may be shapes, which ONNX's inference reads
 PROTOBUF_LIMIT = 2**31 - 1  # bytes; a protobuf message cannot be longer
 
 
@@ -95,6 +97,34 @@ def consumers(model: ModelProto) -> dict[str, list[NodeProto]]:
         for name in node.input:
             readers[name].append(node)
     return readers
+
+
+def infer(model: ModelProto, *, strict: bool = False, one_image: bool = False) -> dict[str, ValueInfoProto]:
+    """The type of every tensor, and its shape as far as ONNX infers it without a look at large constants.
+
+    strict: types must agree everywhere. one_image: shapes are those at batch 1. A ModelError where ONNX cannot infer.
+    """
+    graph = model.graph
+    large = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > SHAPE_SIZE]
+    small = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= SHAPE_SIZE]
+    known = [helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in (*large, *small)]
+    inputs = [*(_at_batch_1(entry) if one_image else entry for entry in graph.input), *known[: len(large)]]
+    outputs = [helper.make_empty_tensor_value_info(entry.name) for entry in graph.output] if one_image else graph.output
+    bare = helper.make_graph(graph.node, "bare", inputs, outputs, small)  # without the weights, which would be copied
+    try:
+        copy = helper.make_model(bare, opset_imports=model.opset_import, ir_version=model.ir_version)
+        inferred = shape_inference.infer_shapes(copy, check_type=strict, strict_mode=strict, data_prop=True).graph
+    except Exception as error:  # its exceptions have no common type
+        what = f"ONNX cannot infer the types and shapes of this graph: {first_line(error)}"
+        raise ModelError(what, hint="export it again") from error
+    return {entry.name: entry for entry in (*inferred.input, *inferred.value_info, *inferred.output, *known)}
+
+
+def _at_batch_1(entry: ValueInfoProto) -> ValueInfoProto:
+    result = ValueInfoProto()
+    result.CopyFrom(entry)
+    result.type.tensor_type.shape.dim[0].dim_value = 1
+    return result
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:

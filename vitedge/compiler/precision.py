@@ -5,7 +5,7 @@
 
 Q/DQ scales become the data's type, as strongly typed backends ask for; LayerNormalization still adds up in FP32 (its
 stash_type). BF16 has FP32's range. FP16 ends at 65504: a node that comes near it on real images stays in FP32, between
-Casts, and is named; then the answers are compared. Knows nothing of devices: which type is fast, the backend says.
+Casts, and is named. Then the answers are compared. Knows nothing of devices: which type is fast, the backend says.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ RANGE_IMAGES = 32
 # number is 312, so what lies between 16376 and 65504 is as suspect as what lies above.
 HEADROOM = 4.0
 CHECKED_IMAGES = 3
-# What the FP16 form must keep, in dB against the graph that it is made of. That ViT-S keeps 64 in float. INT8 keeps 47: a
+# What the 16-bit form must keep, in dB against the graph that it is made of. That ViT-S keeps 64 in FP16. INT8 keeps 47: a
 # number that FP16 rounds may take the next INT8 step, which is coarser the worse the INT8 graph is. Overflows leave about 0.
 FLOOR_DB, INT8_FLOOR_DB = 20.0, 10.0
 OPSET = 20  # the least: FP16 scales of Q/DQ
 BF16_OPSET = 22  # from which Conv and pooling take BF16
+QDQ = ("QuantizeLinear", "DequantizeLinear")
 HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
@@ -51,11 +52,11 @@ def convert(
     files: Sequence[ImageFile],
     *,
     progress: Callable[[int, int], object] = lambda done, total: None,
-) -> list[str]:
-    """Write the form of an FP32 graph that computes in `float_type` to `path`; returns the nodes that stay in FP32.
+) -> dict[str, str]:
+    """Write the form of an FP32 graph that computes in `float_type` to `path`; the nodes that stay in FP32, and why.
 
-    files: the real images on which FP16's range is measured; BF16 needs none. FP16 answers that are not finite or far
-    from the FP32 graph's are a ModelError, and nothing is written. BF16 is not run, since ONNX Runtime cannot.
+    files: the real images on which FP16's range is measured, and answers are compared; BF16 needs none, and is not compared
+    without. Answers that are not finite or far from the FP32 graph's are a ModelError, and nothing is written.
     """
     reference = load(graph)
     entries = metadata(reference)
@@ -67,28 +68,28 @@ def convert(
     prepare(model, float_type)
     largest = largest_values(model, _made(model), files, progress) if float_type == "fp16" else {}
     kept = to_half(model, float_type, largest)
-    if float_type == "fp16":
-        _check(reference, model, files, graph)
+    if float_type == "fp16" or files:
+        _check(reference, model, float_type, files, graph)
     helper.set_model_props(model, {**entries, "vitedge.float_type": float_type})
     save_counted(model, path)
     return kept
 
 
-def to_half(model: ModelProto, float_type: FloatType = "fp16", largest: Mapping[str, float] | None = None) -> list[str]:
+def to_half(model: ModelProto, float_type: FloatType = "fp16", largest: Mapping[str, float] | None = None) -> dict[str, str]:
     """Let `model` compute in FP16 or BF16, in place; its inputs and outputs keep their types.
 
-    largest: |x| by tensor, where it was measured. Returns the names of the nodes that stay in FP32: those that FP16 cannot
-    hold, and those of an operator that the type is not defined for; not their Q/DQ, which follow them.
+    largest: |x| by tensor, where it was measured. Returns the names of the nodes that stay in FP32 with the reason: those
+    that FP16 cannot hold, and those of an operator that the type is not defined for; not their Q/DQ, which follow them.
     """
     prepare(model, float_type)
     kept = _kept(model, float_type, largest or {})
-    nodes = [model.graph.node[index] for index in sorted(kept)]
-    names = [node.name or node.output[0] for node in nodes if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+    nodes = [(model.graph.node[index], reason) for index, reason in kept.items()]
+    reasons = {node.name or node.output[0]: reason for node, reason in nodes if node.op_type not in QDQ}
     if float_type == "fp16":
         _round_tiny_scales(model, kept)
     _Retyping(model, float_type, kept).apply()
     del model.graph.value_info[:]  # they tell the old types
-    return list(dict.fromkeys(names))
+    return reasons
 
 
 def prepare(model: ModelProto, float_type: FloatType) -> None:
@@ -136,34 +137,37 @@ def _made(model: ModelProto) -> list[str]:
     return [name for node in model.graph.node for name in node.output if types.get(name) == TensorProto.FLOAT]
 
 
-def _check(reference: ModelProto, model: ModelProto, files: Sequence[ImageFile], graph: Path) -> None:
-    """Raise a ModelError where the answers of the FP16 form `model` on some of the images are not those of `reference`."""
+def _check(reference: ModelProto, model: ModelProto, float_type: FloatType, files: Sequence[ImageFile], graph: Path) -> None:
+    """Raise a ModelError where the answers of the 16-bit form `model` on some of the images are not those of `reference`."""
     quantized = any(node.op_type == "QuantizeLinear" for node in reference.graph.node)
     floor = INT8_FLOOR_DB if quantized else FLOOR_DB
     quality = worst_sqnr_db(reference, model, read_inputs(reference, files, CHECKED_IMAGES))
     if not quality >= floor:  # NaN is not
         found = "are NaN or infinite" if np.isnan(quality) else f"keep {quality:.1f} dB, less than {floor:g} dB"
+        others = '"bf16" or "fp32"' if float_type == "fp16" else '"fp32"'
         raise ModelError(
-            f"the answers of {graph} in FP16 {found}",
-            hint='compute it in another type: float_type = "bf16" or "fp32" in the recipe',
+            f"the answers of {graph} in {float_type.upper()} {found}",
+            hint=f"compute it in another type: float_type = {others} in the recipe",
         )
 
 
 # Which nodes stay in FP32
 
 
-def _kept(model: ModelProto, float_type: FloatType, largest: Mapping[str, float]) -> set[int]:
-    """The indices of the nodes that 16 bits cannot hold: one of their floats is too large, or their operator does not know it.
+def _kept(model: ModelProto, float_type: FloatType, largest: Mapping[str, float]) -> dict[int, str]:
+    """The indices of the nodes that 16 bits cannot hold, and why: a float is too large, or their operator does not know it.
 
     Both the node that makes a number and those that read it are among them, so nothing too large is ever cast to FP16.
     """
     opset, types = _opset(model), tensor_types(model)
     large = _too_large(model, largest) if float_type == "fp16" else set()
-    return {
-        index
-        for index, node in enumerate(model.graph.node)
-        if large.intersection((*node.input, *node.output, _inner(node))) or _lacks(node, opset, types, float_type)
-    }
+    kept = {}
+    for index, node in enumerate(model.graph.node):
+        if large.intersection((*node.input, *node.output, _inner(node))):
+            kept[index] = f"too large for {float_type}"
+        elif _lacks(node, opset, types, float_type):
+            kept[index] = f"{float_type} is not defined for {node.op_type}"
+    return kept
 
 
 def _too_large(model: ModelProto, largest: Mapping[str, float]) -> set[str]:
@@ -322,7 +326,7 @@ def _round_tiny_scales(model: ModelProto, kept: Collection[int]) -> None:
     """
     known, wide = constants(model), _with_neighbours(model, kept)
     for index, node in enumerate(model.graph.node):
-        scale = known.get(node.input[1]) if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
+        scale = known.get(node.input[1]) if node.op_type in QDQ else None
         if scale is not None and index not in wide and (scale < NORMAL).any():
             rounded = np.where(scale < NORMAL, np.ceil(scale / SMALLEST) * SMALLEST, scale).astype(np.float32)
             put_constant(model, node.input[1], rounded)

@@ -1,7 +1,7 @@
 """How large the numbers in a graph get on real images, and how far a half-precision form of it answers from it.
 
     model.onnx + images -> {tensor name: largest |x|}
-    FP32 graph + its FP16 form + images -> SQNR in dB of the worst output
+    FP32 graph + its 16-bit form + images -> SQNR in dB of the worst output
 
 The graph itself reduces each tensor to one number, so memory is that of one ordinary run, whatever the number of tensors.
 Knows nothing of what is decided by it.
@@ -13,26 +13,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from vitedge.compiler.activations import open_session, stream_activations
-from vitedge.compiler.graph import copy_of
+from vitedge.compiler.graph import copy_of, infer
 from vitedge.compiler.sensitivity import decibels
-from vitedge.errors import ModelError, first_line
 from vitedge.images import ImageFile
+
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def tensor_types(model: ModelProto) -> dict[str, int]:
     """The element type of every tensor, as TensorProto numbers; a graph whose types contradict each other is a ModelError."""
-    try:
-        graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
-    except onnx.shape_inference.InferenceError as error:
-        raise ModelError(f"the types in this graph contradict each other: {first_line(error)}", hint="export it again") from error
-    entries = (*graph.value_info, *graph.input, *graph.output)
-    typed = {entry.name: entry.type.tensor_type.elem_type for entry in entries}
-    return typed | {tensor.name: tensor.data_type for tensor in graph.initializer}
+    return {name: entry.type.tensor_type.elem_type for name, entry in infer(model, strict=True).items()}
 
 
 def largest_values(
@@ -57,7 +51,7 @@ def largest_values(
 def worst_sqnr_db(reference: ModelProto, half: ModelProto, rows: NDArray[Any]) -> float:
     """The SQNR in dB of that output of `half` which is the farthest from the FP32 graph's; NaN where it is not finite.
 
-    rows: of the input, run one by one. `half` is FP16 with FP32 parts: ONNX Runtime's CPU provider does not run BF16.
+    rows: of the input, run one by one. `half` is FP16 or BF16 with FP32 parts.
     """
     outputs = [output.name for output in reference.graph.output]
     wanted, given = _answers(reference, outputs, rows), _answers(storing_halves(half), outputs, rows)
@@ -71,25 +65,43 @@ def worst_sqnr_db(reference: ModelProto, half: ModelProto, rows: NDArray[Any]) -
 
 
 def storing_halves(model: ModelProto) -> ModelProto:
-    """A copy in which two Identities behind each node store what it makes in FP16.
+    """A copy that stores what each node makes in 16 bits, by two Identities behind it, or for BF16 by two Casts.
 
     ONNX Runtime's CPU provider computes FP16 nodes in FP32 between Casts, and drops a Cast to FP16 in front of one back to
     FP32: so without these nothing would overflow or round, and a graph that overflows on a GPU would seem right. Two,
-    since a single FP16 node among FP32 ones is moved to FP32 as well.
+    since a single FP16 node among FP32 ones is moved to FP32 as well. BF16 nodes it does not compute at all: they become FP32,
+    and what they make is cast to BF16 and back.
     """
     copy = copy_of(model)
     types = tensor_types(model)
+    if TensorProto.BFLOAT16 in types.values():
+        _widen(copy)
     nodes = list(copy.graph.node)
     del copy.graph.node[:]
     for node in nodes:
         stores = []
         for index, name in enumerate(node.output):
-            if types.get(name) == TensorProto.FLOAT16:
+            if types.get(name) in HALVES:
                 node.output[index] = f"{name}.made"
-                stores.append(helper.make_node("Identity", [f"{name}.made"], [f"{name}.stored"]))
-                stores.append(helper.make_node("Identity", [f"{name}.stored"], [name]))
+                brain = types[name] == TensorProto.BFLOAT16
+                for made, stored, kind in (("made", f"{name}.stored", types[name]), ("stored", name, TensorProto.FLOAT)):
+                    operator, to = ("Cast", {"to": kind}) if brain else ("Identity", {})
+                    stores.append(helper.make_node(operator, [f"{name}.{made}"], [stored], **to))
         copy.graph.node.extend([node, *stores])
     return copy
+
+
+def _widen(model: ModelProto) -> None:
+    """Let what is in BF16 compute in FP32, in place; constants keep the values that they were rounded to."""
+    tensors = list(model.graph.initializer)
+    for node in model.graph.node:
+        for entry in node.attribute:
+            tensors.append(entry.t)
+            if entry.name in ("to", "dtype", "output_dtype") and entry.i == TensorProto.BFLOAT16:
+                entry.i = TensorProto.FLOAT
+    for tensor in tensors:
+        if tensor.data_type == TensorProto.BFLOAT16:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
 
 
 def _answers(model: ModelProto, outputs: Sequence[str], rows: NDArray[Any]) -> list[list[NDArray[Any]]]:

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from vitedge.compiler.activations import run_once
-from vitedge.compiler.graph import attribute, metadata, producers, save
-from vitedge.errors import ModelError, first_line
+from vitedge.compiler.graph import attribute, infer, metadata, producers, save
+from vitedge.errors import ModelError
 from vitedge.specs import WEIGHT_BITS, ComputeType, Work, to_dict
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
@@ -37,7 +37,6 @@ TYPES = {
     TensorProto.BFLOAT16: "bf16",
     TensorProto.FLOAT: "fp32",
 }
-SHAPE_SIZE = 1024  # constants of at most so many numbers may be shapes, which the inference reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +95,12 @@ def count_work(model: ModelProto) -> tuple[LayerWork, ...]:
     tensors, makers = _tensors(model), producers(model)
     constants = {tensor.name for tensor in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type in PRODUCTS]
-    unknown = makers.keys() - tensors.keys()
-    if unknown.intersection(name for node in products for name in (*node.input[:2], node.output[0])):
-        tensors |= _run(model, sorted(unknown))
+    read = {name for node in products for name in node.input[:2]}
+    wanted = read | {_stored(name, makers, constants)[0] for name in read} | {node.output[0] for node in products}
+    if wanted - tensors.keys():
+        tensors |= _run(model, sorted(makers.keys() - tensors.keys()))
+    if unknown := wanted - tensors.keys():  # an input
+        raise ModelError(f"no shape is known of {', '.join(sorted(unknown)[:3])}, so the work cannot be counted")
     return tuple(_layer(node, tensors, makers, constants) for node in products)
 
 
@@ -123,21 +125,7 @@ def save_counted(model: ModelProto, path: Path) -> None:
 
 def _tensors(model: ModelProto) -> dict[str, _Tensor]:
     """Shape and type of every tensor for one image, as far as ONNX infers them."""
-    graph = model.graph
-    large = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > SHAPE_SIZE]
-    small = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= SHAPE_SIZE]
-    inputs = [_one_image(entry) for entry in graph.input]
-    inputs += [helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in large]
-    outputs = [helper.make_empty_tensor_value_info(entry.name) for entry in graph.output]
-    bare = helper.make_graph(graph.node, "work", inputs, outputs, small)  # without the weights, which would be copied
-    try:
-        copy = helper.make_model(bare, opset_imports=model.opset_import, ir_version=model.ir_version)
-        inferred = shape_inference.infer_shapes(copy, data_prop=True).graph
-    except Exception as error:  # its exceptions have no common type
-        raise ModelError(f"ONNX cannot infer the shapes of this graph: {first_line(error)}") from error
-    entries = [*inferred.input, *inferred.value_info, *inferred.output]
-    found = {tensor.name: _Tensor(tuple(tensor.dims), TYPES.get(tensor.data_type, "")) for tensor in small}
-    return found | {entry.name: tensor for entry in entries if (tensor := _tensor(entry))}
+    return {name: tensor for name, entry in infer(model, one_image=True).items() if (tensor := _tensor(entry))}
 
 
 def _run(model: ModelProto, names: Sequence[str]) -> dict[str, _Tensor]:
@@ -149,14 +137,6 @@ def _run(model: ModelProto, names: Sequence[str]) -> dict[str, _Tensor]:
     return {
         name: _Tensor(value.shape, TYPES.get(helper.np_dtype_to_tensor_dtype(value.dtype), "")) for name, value in values.items()
     }
-
-
-def _one_image(entry: ValueInfoProto) -> ValueInfoProto:
-    """A graph's input at batch 1."""
-    result = ValueInfoProto()
-    result.CopyFrom(entry)
-    result.type.tensor_type.shape.dim[0].dim_value = 1
-    return result
 
 
 def _tensor(entry: ValueInfoProto) -> _Tensor | None:
@@ -184,17 +164,24 @@ def _layer(node: NodeProto, tensors: Mapping[str, _Tensor], makers: Mapping[str,
 
 
 def _operand(name: str, tensors: Mapping[str, _Tensor], makers: Mapping[str, NodeProto], constants: set[str]) -> _Operand:
-    """Follow a tensor back through what moves elements, and through one DequantizeLinear, which it stops behind otherwise."""
+    """What a product reads as `name`."""
+    stored, dequantized = _stored(name, makers, constants)
+    return _Operand(tensors[name].shape, tensors[stored], stored if stored in constants else None, dequantized)
+
+
+def _stored(name: str, makers: Mapping[str, NodeProto], constants: set[str]) -> tuple[str, bool]:
+    """The tensor that holds what is read as `name`, and whether that is dequantized on the way.
+
+    Followed back through what moves elements, and through one DequantizeLinear; it is `name` itself where the way leads to
+    neither a constant nor what was quantized.
+    """
     stored, dequantized = name, False
     while (maker := makers.get(stored)) is not None and (
         maker.op_type in MOVING or (maker.op_type == "DequantizeLinear" and not dequantized)
     ):
         dequantized = dequantized or maker.op_type == "DequantizeLinear"
         stored = maker.input[0]
-    constant = stored if stored in constants else None
-    if not constant and not dequantized:
-        stored = name
-    return _Operand(tensors[name].shape, tensors[stored], constant, dequantized)
+    return (stored if stored in constants or dequantized else name), dequantized
 
 
 def _macs(node: NodeProto, left: _Operand, right: _Operand, result: _Tensor) -> int:
