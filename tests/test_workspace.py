@@ -17,7 +17,7 @@ from vitedge.errors import ModelError, VitEdgeError
 from vitedge.specs import Recipe, Target
 from vitedge.workspace import (
     content_key,
-    find_engine,
+    find_engines,
     find_graph,
     find_root,
     init_workspace,
@@ -71,17 +71,17 @@ def test_a_new_workspace_keeps_what_was_there(tmp_path: Path) -> None:
     assert not any(init_workspace(tmp_path).values())
 
 
-def test_an_engine_is_found_by_model_and_variant_and_is_the_newest(root: Path) -> None:
+def test_an_engine_is_found_by_model_and_variant_the_newest_first(root: Path) -> None:
     for age, name in enumerate(["int8-aaa", "int8-bbb", "int8-percentile-ccc", "fp32-ddd", ".int8-eee"]):
         manifest = root / "engines" / "vit" / name / "manifest.json"
         manifest.parent.mkdir(parents=True)
         manifest.touch()
         os.utime(manifest, (1000 + age, 1000 + age))
-    assert find_engine(Path("vit/int8")) == root / "engines" / "vit" / "int8-bbb"
-    assert find_engine(Path("vit/int8-percentile")).name == "int8-percentile-ccc"
-    assert find_engine(Path("engines/vit/int8-aaa")) == Path("engines/vit/int8-aaa")
+    assert [folder.name for folder in find_engines(Path("vit/int8"))] == ["int8-bbb", "int8-aaa"]
+    assert [folder.name for folder in find_engines(Path("vit/int8-percentile"))] == ["int8-percentile-ccc"]
+    assert find_engines(Path("engines/vit/int8-aaa")) == [Path("engines/vit/int8-aaa")]
     with pytest.raises(VitEdgeError, match=r"there is no engine vit/bf16") as caught:
-        find_engine(Path("vit/bf16"))
+        find_engines(Path("vit/bf16"))
     assert caught.value.hint == "there are vit/fp32, vit/int8, vit/int8-percentile"
 
 

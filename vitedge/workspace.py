@@ -98,16 +98,16 @@ def known_targets() -> list[str]:
     return sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
 
 
-def find_engine(name: Path) -> Path:
-    """The engine directory `name`, or for MODEL/VARIANT the one that was built, or found fresh, last in the workspace."""
+def find_engines(name: Path) -> list[Path]:
+    """The engine directory `name`, or for MODEL/VARIANT those of the workspace, the one built, or found fresh, last first."""
     if name.exists() or len(name.parts) > 2:
-        return name
+        return [name]
     engines = known_engines()
     found = [folder for folder, known in engines.items() if known == name.as_posix()]
     if not found:
         hint = f"there are {', '.join(sorted(set(engines.values())))}" if engines else "`vitedge make` builds them"
         raise VitEdgeError(f"there is no engine {name}", hint=hint)
-    return max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns)
+    return sorted(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns, reverse=True)
 
 
 def find_graph(name: Path) -> Path:
