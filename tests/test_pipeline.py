@@ -12,7 +12,7 @@ import pytest
 from tests.engines import CHECKPOINT, FASHION, IMAGES, MODEL, Made, Silent, run_python
 from vitedge import pipeline
 from vitedge.bound import Bound, check_bound
-from vitedge.errors import VitEdgeError
+from vitedge.errors import MissingPackageError, VitEdgeError
 from vitedge.images import list_images
 from vitedge.pipeline import Job, ModelSource
 from vitedge.runtime.engine import open_engine, read_manifest
@@ -197,7 +197,8 @@ try:
 except MissingPackageError as error:
     print(error, error.hint)
 """
-    assert run_python(code).stdout == f"the package {package!r} is not installed pip install 'vitedge[compile]'\n"
+    missing = MissingPackageError(package, "compile")
+    assert run_python(code).stdout == f"{missing} {missing.hint}\n"
 
 
 BAD = "head"

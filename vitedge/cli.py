@@ -524,7 +524,7 @@ def doctor() -> None:
         if finding.hint:
             out.print(f"      [dim]{escape(finding.hint)}[/]", soft_wrap=True)
     if not any(finding.passed for finding in findings):
-        raise VitEdgeError("no backend works here", hint="pip install 'vitedge[cpu]'")
+        raise VitEdgeError("no backend works here", hint="pip install openvino")
     if any(finding.passed is False for finding in findings):
         raise typer.Exit(1)
 

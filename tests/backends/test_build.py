@@ -422,4 +422,4 @@ try:
 except MissingPackageError as error:
     print(error, error.hint)
 """
-    assert f"vitedge[{extra}]" in run_python(code).stdout
+    assert f"'.[{extra}]'" in run_python(code).stdout
