@@ -121,6 +121,28 @@ def test_a_target_is_a_file_of_the_workspace_or_built_in(root: Path) -> None:
     assert load_target("pi") == Target("pi", "onnxruntime", (1, 1, 4), 3)
 
 
+def test_a_target_for_gpus_without_a_backend_is_refused(root: Path) -> None:
+    path = root / "engines" / "targets" / "box.toml"
+    path.write_text('capability = "8.6"\nrefit = true')
+    for name in ("box", str(path)):
+        with pytest.raises(VitEdgeError, match=r"box\.toml says capability, refit, which are for GPUs, and no backend") as caught:
+            load_target(name)
+        assert 'backend = "tensorrt"' in str(caught.value.hint)
+    assert load_target("box", "tensorrt").backend == "tensorrt"
+
+
+def test_a_target_names_its_file_in_what_is_wrong_with_it(root: Path) -> None:
+    (root / "my target.toml").write_text('backend = "tensorrt"')
+    with pytest.raises(VitEdgeError, match=r"my target\.toml") as caught:
+        load_target("my target.toml")
+    assert "rename it to my-target.toml" in str(caught.value.hint)
+    (root / "my target.toml").write_text('name = "mine"')
+    assert load_target("my target.toml").name == "mine"
+    (root / "engines" / "targets" / "box.toml").write_text("capability = 8.6")
+    with pytest.raises(VitEdgeError, match=r'box\.toml: Target\.capability must be str, not 8\.6: put it in quotes, "8\.6"'):
+        load_target("box")
+
+
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones(root: Path) -> None:
     (root / "calibration" / "recipes" / "careful.toml").touch()
     for name in ("int4", "gone.toml", "../int8"):
@@ -135,7 +157,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(root: Path) -> No
 BAD_TOML = {
     "method = max": r"cannot read .*bad.toml: Invalid value \(at line 1, column 10\)",
     "images = 3\nimages = 4\n\n": r"cannot read .*bad.toml: Cannot overwrite a value \(at line 2",
-    "percentil = 99.9": "Recipe has no key 'percentil'",
+    "percentil = 99.9": "bad.toml: Recipe has no key 'percentil'",
     'method = "median"': "Recipe.method must be one of",
     "percentile = nan": "percentile must be in",
     "skip = 'head'": "Recipe.skip must be a list",

@@ -289,6 +289,7 @@ def test_mixed_float_types_are_refused_by_the_node_that_mixes_them(half: Path, t
         (dataclasses.replace(TARGET, capability="8.7"), "does not build for compute capability 8.7", "8.6, 8.9"),
         (dataclasses.replace(TARGET, capability="7.5"), "asks for fp32, which tensorrt-rtx on compute capability 7.5", "fp16"),
         (dataclasses.replace(TARGET, hardware="ampere-plus"), 'does not know hardware = "ampere-plus"', 'hardware = "this"'),
+        (dataclasses.replace(TARGET, version_compatible=True), "for later releases", "version_compatible = false"),
         (dataclasses.replace(TARGET, refit=True), "replaceable only on a GPU", "refit = false"),
         (dataclasses.replace(TARGET, capability=None), "no NVIDIA GPU here to build for", "orin-nano"),
         (Target("orin-nano", "tensorrt", capability="8.7"), "built on a GPU of compute capability 8.7, but here is no", "pack"),

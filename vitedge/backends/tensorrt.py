@@ -170,6 +170,9 @@ class TensorRT:
             if target.hardware != "this":
                 what = f'TensorRT-RTX builds for one compute capability, and does not know hardware = "{target.hardware}"'
                 raise EngineError(what, hint='set hardware = "this": every GPU of that capability runs the engine')
+            if target.version_compatible:
+                what = "TensorRT-RTX builds no engines for later releases, and does not know version_compatible = true"
+                raise EngineError(what, hint="set version_compatible = false, and build again with each release")
             known = Release(self._trt()).capabilities
             if capability not in known:
                 raise EngineError(
