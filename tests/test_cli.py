@@ -587,7 +587,7 @@ MISTAKES = {
     ),
     "quantizing with others": (["quantize", "fp32.onnx", "--scales", "scales.json", "--images", "few"], "these are other images"),
     "building what is missing": (["build", "none.onnx"], "none.onnx does not exist"),
-    "building a folder": (["build", "images"], "images is not a readable ONNX model"),
+    "building a folder": (["build", "images"], "images is a folder, and no ONNX file"),
     "unknown engine": (["run", "none", "--source", "images"], "there is no engine none"),
     "unknown variant": (["run", "vit/int4", "--source", "images"], "there is no engine vit/int4"),
     "unknown engine to measure": (["bench", "vit/int4", "--images", "images"], "there is no engine vit/int4"),

@@ -25,7 +25,7 @@ from typing import Any
 
 from vitedge import __version__
 from vitedge.backends import load_backend
-from vitedge.backends.build import Source, check_graph, check_untyped, read_source
+from vitedge.backends.build import Source, check_graph, check_quantized, check_untyped, read_source
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.images import ImageFile, sample
 from vitedge.specs import FloatType, ModelCard, Recipe, Target, from_dict, to_dict
@@ -110,6 +110,7 @@ def _checked(graph: Path, target: Target) -> Source:
     backend = load_backend(target.backend)
     if not backend.TYPED:  # the device's processor decides what it computes in, and `vitedge build` there says so
         source = read_source(graph)
+        check_quantized(graph, source)
         check_untyped(graph, source, target)
         return source
     if target.capability is None:

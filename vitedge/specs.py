@@ -35,6 +35,8 @@ Hardware = Literal["this", "same-capability", "ampere-plus"]
 
 COMPUTE_TYPES = typing.get_args(ComputeType)
 WEIGHT_BITS = {"int4": 4, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}  # that one number is stored in
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")  # ONNX operators that multiply matrices
+MOVING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # those that move elements and change none
 MAX_BATCH = 4096  # that exported graphs are declared for
 MAX_STREAMS = 64
 MAX_THREADS = 1024

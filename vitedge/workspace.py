@@ -161,7 +161,7 @@ def read_spec(cls: type[T], path: Path, *, named: bool = False) -> T:
     data = read_toml(path)
     if named and "name" not in data:
         if "".join(path.stem.split()) != path.stem:
-            hint = f"rename it to {'-'.join(path.stem.split())}.toml, or give it a name: name = \"...\""
+            hint = f'rename it to {"-".join(path.stem.split())}.toml, or give it a name: name = "..."'
             raise VitEdgeError(f"{path} is named after what it holds, and no name has a space", hint=hint)
         data = {"name": path.stem, **data}
     try:

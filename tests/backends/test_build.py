@@ -23,6 +23,7 @@ from vitedge.backends import onnxruntime as onnxruntime_backend
 from vitedge.backends import openvino as openvino_backend
 from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source, refit_engine
 from vitedge.errors import EngineError, ModelError, VitEdgeError
+from vitedge.pack import pack
 from vitedge.runtime.engine import open_engine, read_manifest
 from vitedge.specs import FloatType, Manifest, Peaks, Recipe, Target
 
@@ -135,6 +136,29 @@ def test_a_fresh_engine_tells_the_peaks_that_the_target_has_now(made: Made, tmp_
         assert build_engine(made.graphs["int8"], target, tmp_path) == folder
         assert read_manifest(folder).target == target
     assert (folder / "model.bin").stat().st_mtime_ns == plan
+
+
+@pytest.mark.parametrize(("counted", "lost"), [(True, 1), (True, 99), (False, 1), (False, 99)])
+def test_a_graph_that_lost_its_quantizing_is_no_int8_engine(made: Made, tmp_path: Path, counted: bool, lost: int) -> None:
+    model = onnx.load(made.graphs["int8"])
+    makers = {node.output[0]: node for node in model.graph.node}
+    origins = [(node, makers[node.input[0]].input[0]) for node in model.graph.node if node.op_type in ("MatMul", "Gemm")
+               if node.input[0] in makers and makers[node.input[0]].op_type == "DequantizeLinear"]  # fmt: skip
+    quantized = [(node, makers[name].input[0]) for node, name in origins if name in makers]  # but for the patches
+    for node, plain in quantized[:lost]:
+        node.input[0] = plain
+    if not counted:  # as an older vitedge wrote it
+        model.metadata_props.remove(next(entry for entry in model.metadata_props if entry.key == "vitedge.int8_products"))
+    onnx.save(model, tmp_path / "less.onnx")
+    said = f"{len(origins)} of its products compute in INT8, but {len(origins) - min(lost, len(quantized))} do"
+    for refuse in (lambda: build_engine(tmp_path / "less.onnx", Target(), tmp_path / "engines"),
+                   lambda: pack([tmp_path / "less.onnx"], Target(), tmp_path / "bundle")):  # fmt: skip
+        with pytest.raises(
+            EngineError,
+            match=said,
+        ) as caught:
+            refuse()
+        assert "quantize the model again" in str(caught.value.hint)
 
 
 def test_a_variant_that_leads_out_of_the_workspace_is_refused(made: Made, tmp_path: Path) -> None:

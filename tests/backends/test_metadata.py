@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.engines import ROOT, Made
-from vitedge.backends.metadata import count_operators, read_metadata
+from vitedge.backends.build import read_source
+from vitedge.backends.metadata import count_operators, count_quantized_products, has_external_data, read_metadata
 from vitedge.errors import ModelError
 
 onnx = pytest.importorskip("onnx")
@@ -77,8 +80,17 @@ def test_bytes_that_are_no_onnx_are_refused(tmp_path: Path, content: bytes) -> N
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         read_metadata(tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="not a readable ONNX model"):
+    with pytest.raises(ModelError, match="is a folder, and no ONNX file"):
         read_metadata(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ModelError, match=r"^cannot read .*m\.onnx: Permission denied$"):
+        read_metadata(tmp_path / "m.onnx")
 
 
 def test_a_large_file_is_not_loaded(tmp_path: Path) -> None:
@@ -95,6 +107,26 @@ def test_a_large_file_is_not_loaded(tmp_path: Path) -> None:
 def test_operators_are_counted_as_onnx_counts_them(made: Made) -> None:
     for path in (DOCTOR, *made.graphs.values()):
         assert count_operators(path) == Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def test_quantized_products_are_counted_as_the_compiler_counts_them(made: Made) -> None:
+    from vitedge.compiler.work import count_work
+
+    for path in (DOCTOR, *made.graphs.values()):
+        found = sum(layer.type == "int8" for layer in count_work(onnx.load(path)))
+        assert count_quantized_products(path) == (found, found)
+    assert count_quantized_products(made.graphs["fp32"]) == (0, 0) and 0 < found == read_source(made.graphs["int8"]).int8_products
+
+
+def test_weights_in_other_files_are_noticed(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "split.onnx"
+    onnx.save(onnx.load(made.graphs["int8"]), path, save_as_external_data=True, location="weights.bin")
+    assert has_external_data(path) and not any(map(has_external_data, made.graphs.values()))
+    with pytest.raises(ModelError, match="has weights in other files") as caught:
+        read_source(path)
+    command = str(caught.value.hint).partition(": ")[2]
+    subprocess.run(["sh", "-c", command.replace("python", sys.executable, 1)], check=True)
+    assert read_source(path).variant == "int8"
 
 
 def test_a_graph_without_nodes_has_no_operators(tmp_path: Path) -> None:

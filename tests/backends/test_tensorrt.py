@@ -407,7 +407,9 @@ def test_without_a_gpu_opening_is_one_sentence(made: Made, tmp_path: Path) -> No
     assert "--target cpu" in str(caught.value.hint) and "\n" not in str(caught.value)
 
 
-def test_without_a_gpu_that_is_said_before_any_missing_package(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_that_is_said_before_any_missing_package(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = dataclasses.replace(manifest_of(made, tmp_path), backend="tensorrt")
     monkeypatch.setattr(cuda, "find_gpu", lambda: None)
     monkeypatch.setattr(tensorrt.TensorRT, "version", lambda self: pytest.fail("no package would help"))

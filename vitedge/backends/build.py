@@ -22,7 +22,7 @@ from typing import cast
 import numpy as np
 
 from vitedge.backends import BackendModule, Progress, Refitting, Session, load_backend, this_platform
-from vitedge.backends.metadata import count_operators, read_metadata
+from vitedge.backends.metadata import count_operators, count_quantized_products, has_external_data, read_metadata
 from vitedge.errors import BuildError, EngineError, ModelError, VitEdgeError
 from vitedge.specs import FloatType, Manifest, ModelCard, Recipe, Target, Work, from_dict, require_name, to_dict
 from vitedge.workspace import content_key, read_json, sha256, short_path, staged, write_file, write_json
@@ -30,13 +30,17 @@ from vitedge.workspace import content_key, read_json, sha256, short_path, staged
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """What the metadata of an ONNX file says about it. float_type: of the types in its graph. work: None where not counted."""
+    """What the metadata of an ONNX file says about it. float_type: of the types in its graph.
+
+    work, int8_products: what its matrix products ask for, and how many of them compute in INT8; None where not counted.
+    """
 
     card: ModelCard
     variant: str
     recipe: Recipe | None
     float_type: FloatType
     work: Work | None = None
+    int8_products: int | None = None
 
 
 def read_source(onnx: Path) -> Source:
@@ -44,9 +48,14 @@ def read_source(onnx: Path) -> Source:
     entries = read_metadata(onnx)
     try:
         card, variant = json.loads(entries["vitedge.card"]), entries["vitedge.variant"]
-        recipe, work = (json.loads(entries.get(f"vitedge.{key}", "null")) for key in ("recipe", "work"))
+        recipe, work, products = (
+            json.loads(entries.get(f"vitedge.{key}", "null")) for key in ("recipe", "work", "int8_products")
+        )
     except (KeyError, ValueError) as error:
         raise ModelError(f"{onnx} was not exported by vitedge", hint="start from the model: vitedge export MODEL") from error
+    if has_external_data(onnx):
+        hint = f"""put all into one: python -c "import onnx; onnx.save(onnx.load('{onnx}'), '{onnx}')\""""
+        raise ModelError(f"{onnx} has weights in other files, which would be left behind", hint=hint)
     try:
         require_name(variant)
     except VitEdgeError as error:
@@ -58,6 +67,7 @@ def read_source(onnx: Path) -> Source:
         from_dict(Recipe, recipe) if recipe else None,
         typed,
         from_dict(Work, work) if work else None,
+        products if isinstance(products, int) else None,
     )
 
 
@@ -101,7 +111,7 @@ def prepare_build(onnx: Path, target: Target, engines: Path) -> Build:
 def check_graph(onnx: Path, target: Target) -> tuple[Source, FloatType]:
     """What an ONNX file is, and the float type that its engine for `target` computes in; EngineError where they do not fit."""
     source = read_source(onnx)
-    _check_quantized(onnx, source)
+    check_quantized(onnx, source)
     return source, _float_type(onnx, source, target)
 
 
@@ -231,7 +241,13 @@ def plan_sha256(folder: Path, names: tuple[str, ...]) -> str:
     return hashlib.sha256("".join(sha256(folder / name) for name in names).encode()).hexdigest()
 
 
-def _check_quantized(onnx: Path, source: Source) -> None:
+def check_quantized(onnx: Path, source: Source) -> None:
+    """Raise an EngineError where an ONNX file is not as quantized as it says."""
+    _check_any(onnx, source)
+    _check_products(onnx, source)
+
+
+def _check_any(onnx: Path, source: Source) -> None:
     """An ONNX file whose recipe quantizes must hold Q/DQ: INT8 is never made of a float graph by a builder's flag."""
     if source.recipe is None or source.recipe.method == "none" or source.recipe.skip:  # which may well name all of them
         return
@@ -240,6 +256,17 @@ def _check_quantized(onnx: Path, source: Source) -> None:
         raise EngineError(
             f"{onnx} calls itself {source.variant}, but is a float graph: it holds no QuantizeLinear",
             hint="quantize it first: vitedge calibrate, then vitedge quantize",
+        )
+
+
+def _check_products(onnx: Path, source: Source) -> None:
+    """An ONNX file must compute as much in INT8 as it says: what became of it since it was quantized is no silent downgrade."""
+    found, halves = count_quantized_products(onnx)
+    wanted = max(source.int8_products or 0, halves)
+    if found < wanted:
+        raise EngineError(
+            f"{onnx} says that {wanted} of its products compute in INT8, but {found} do: others have lost their Q/DQ",
+            hint="another tool has changed it since; quantize the model again",
         )
 
 

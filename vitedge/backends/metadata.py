@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vitedge.errors import ModelError
+from vitedge.specs import MOVING, PRODUCTS
 
 GRAPH, METADATA_PROPS = 7, 14  # fields of ModelProto
-NODE, OP_TYPE = 1, 4  # of GraphProto, of NodeProto
+NODE, INITIALIZER = 1, 5  # of GraphProto
+INPUT, OUTPUT, OP_TYPE = 1, 2, 4  # of NodeProto
+EXTERNAL_DATA = 13  # of TensorProto
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # wire types
 
 
@@ -31,9 +34,50 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def count_operators(path: Path) -> Counter[str]:
     """How many nodes of each type the graph of an ONNX file has, those of functions and branches aside."""
+    return Counter(kind for kind, _, _ in _nodes(path))
+
+
+def count_quantized_products(path: Path) -> tuple[int, int]:
+    """How many matrix products of an ONNX file compute in INT8, and how many have a quantized second operand, the weight.
+
+    Those in INT8 have both operands out of a DequantizeLinear. Operands are followed back through what moves elements, as
+    `count_work` of the compiler does.
+    """
+    nodes = _nodes(path)
+    makers = {name: (kind, inputs) for kind, inputs, outputs in nodes for name in outputs}
+
+    def is_dequantized(name: str) -> bool:
+        kind, inputs = makers.get(name, ("", []))
+        return kind == "DequantizeLinear" or (kind in MOVING and is_dequantized(inputs[0]))
+
+    operands = [list(map(is_dequantized, inputs[:2])) for kind, inputs, _ in nodes if kind in PRODUCTS]
+    return sum(map(all, operands)), sum(second for _, second in operands)
+
+
+def has_external_data(path: Path) -> bool:
+    """Whether some of the weights of an ONNX file lie in other files."""
     with _opened(path) as file:
-        nodes = [file.read(node) for graph in _sizes(file, GRAPH) for node in _sizes(file, NODE, file.tell() + graph)]
-        return Counter(dict(_fields(io.BytesIO(node)))[OP_TYPE].decode() for node in nodes)
+        return any(
+            number == EXTERNAL_DATA
+            for graph in _sizes(file, GRAPH)
+            for tensor in _sizes(file, INITIALIZER, file.tell() + graph)
+            for number, _ in _headers(file, file.tell() + tensor)
+        )
+
+
+def _nodes(path: Path) -> list[tuple[str, list[str], list[str]]]:
+    """Operator, inputs and outputs of each node, in the order of the file."""
+    with _opened(path) as file:
+        messages = [file.read(node) for graph in _sizes(file, GRAPH) for node in _sizes(file, NODE, file.tell() + graph)]
+        fields = [[(number, value) for number, value in _fields(io.BytesIO(message))] for message in messages]
+        return [
+            (
+                dict(entries)[OP_TYPE].decode(),
+                [value.decode() for number, value in entries if number == INPUT],
+                [value.decode() for number, value in entries if number == OUTPUT],
+            )
+            for entries in fields
+        ]
 
 
 @contextmanager
@@ -43,6 +87,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise ModelError(f"{path} is a folder, and no ONNX file", hint="give a file, such as MODEL/VARIANT.onnx") from error
+    except PermissionError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}", hint="it is there, but not for this user to read") from error
     except (EOFError, KeyError, UnicodeDecodeError, OSError) as error:
         raise ModelError(f"{path} is not a readable ONNX model", hint="it may be truncated; export it again") from error
 

@@ -2,8 +2,9 @@
 
     ModelProto -> count_work -> (LayerWork, ...) -> total -> Work -> "vitedge.work" in the metadata of the file
 
-Counted for one image: multiply-adds, the weights as they are stored, and the bytes of activations that go in and out. A
-product computes in INT8 where both of its operands come out of a DequantizeLinear, and else in the float type of its result.
+Counted for one image: multiply-adds, the weights as they are stored, and the bytes of activations that go in and out. How
+many products compute in INT8 is "vitedge.int8_products", so that a build sees what became of them. A product
+computes in INT8 where both of its operands come out of a DequantizeLinear, and else in the float type of its result.
 Biases, norms and tables are left out: next to nothing, and a bound may be too low but not too high. Shapes come from ONNX's
 own inference, without a look at any weight; where a graph computes them, from one run on a blank image. Knows nothing of
 devices: bench/roofline.py does.
@@ -25,10 +26,8 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from vitedge.compiler.activations import run_once
 from vitedge.compiler.graph import attribute, infer, metadata, producers, save
 from vitedge.errors import ModelError
-from vitedge.specs import WEIGHT_BITS, ComputeType, Work, to_dict
+from vitedge.specs import MOVING, PRODUCTS, WEIGHT_BITS, ComputeType, Work, to_dict
 
-PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
-MOVING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # move elements and change none
 TYPES = {
     TensorProto.INT4: "int4",
     TensorProto.INT8: "int8",
@@ -115,10 +114,13 @@ def total(layers: Sequence[LayerWork]) -> Work:
 
 
 def save_counted(model: ModelProto, path: Path) -> None:
-    """Write an ONNX file with its work in the metadata; without it, where it cannot be counted."""
-    entries = {key: value for key, value in metadata(model).items() if key != "vitedge.work"}
+    """Write an ONNX file with its work, and how many products are INT8, in the metadata; without, where it cannot be counted."""
+    entries = {key: value for key, value in metadata(model).items() if key not in ("vitedge.work", "vitedge.int8_products")}
     with suppress(ModelError):  # an exotic graph has no bound, and is as good as others
-        entries["vitedge.work"] = json.dumps(to_dict(total(count_work(model))))
+        layers = count_work(model)
+        entries["vitedge.work"] = json.dumps(to_dict(total(layers)))
+        if integer := sum(layer.type == "int8" for layer in layers):
+            entries["vitedge.int8_products"] = str(integer)
     helper.set_model_props(model, entries)
     save(model, path)
 
