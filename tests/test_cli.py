@@ -419,8 +419,9 @@ def test_estimate_tells_certain_from_expected_for_devices_that_are_not_here(
     assert said.code == 0, said
     head, nano, h100 = said.out.splitlines()
     assert head.split("  ")[0] == "target" and head.endswith("expected ms")
-    assert nano.split()[0] == "orin-nano-super" and "≈" in nano and h100.split()[0] == "h100" and h100.endswith("–")
-    assert "expected, not measured" in said.err and "h100: no expectation" in said.err
+    assert nano.split()[0] == "orin-nano-super" and h100.split()[0] == "h100" and nano.endswith("–") and h100.endswith("–")
+    assert "orin-nano-super: no expectation, as the bound of" in said.err, "a hundred-thousandth of what was measured there"
+    assert "h100: no expectation, as no measurement" in said.err
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["work"]["macs"].keys() == {"int8", "fp32"}
     assert [one["target"] for one in found["estimates"]] == ["orin-nano-super", "h100"]
@@ -476,7 +477,7 @@ def test_verify_says_which_linears_it_could_not_compare(made: Made, vitedge: Vit
 
 
 def test_explain_shows_where_the_time_of_an_engine_goes(made: Made, vitedge: Vitedge, tmp_path: Path) -> None:
-    said = vitedge("explain", made.engines["openvino", "int8"], "--seconds", 0, "--all", "--json", tmp_path / "found.json")
+    said = vitedge("explain", made.engines["openvino", "int8"], "--seconds", 0.01, "--all", "--json", tmp_path / "found.json")
     assert said.code == 0, said.err
     for name in (
         "blocks.0.attention.qkv",
@@ -491,7 +492,9 @@ def test_explain_shows_where_the_time_of_an_engine_goes(made: Made, vitedge: Vit
 
 
 def test_explain_sets_two_engines_side_by_side(made: Made, vitedge: Vitedge) -> None:
-    said = vitedge("explain", *(made.engines["openvino", variant] for variant in ("fp32", "int8")), "--batch", 2, "--seconds", 0)
+    said = vitedge(
+        "explain", *(made.engines["openvino", variant] for variant in ("fp32", "int8")), "--batch", 2, "--seconds", 0.01
+    )
     assert said.code == 0, said.err
     assert re.search(r"int8 is \d+\.\d times (faster|slower) than fp32 .* of int8's time is not in Linears\.", said.out)
     assert re.search(r"^fc1 +\d.* fp32 +int8", said.out, re.MULTILINE) and "batch 2" in said.out
@@ -562,6 +565,7 @@ def test_a_newer_engine_for_another_machine_is_passed_over_and_that_is_said(
 
 BENCH = ["bench", "engine", "--images", "images"]
 VERIFY = ["verify", "fp32.onnx", "--images", "images", "--against"]
+OVERWRITTEN = "is an input of this command and would be overwritten"
 MISTAKES = {
     "missing folder": (["make", MODEL, "--images", "none"], "there is no folder none"),
     "empty folder": (["make", MODEL, "--images", "empty"], "there are no images in empty"),
@@ -597,7 +601,7 @@ MISTAKES = {
     "no camera": (["run", "engine", "--source", "98"], "camera 98"),
     "unknown video format": (["run", "engine", "--source", "images", "--save", "out.gif"], "cannot record out.gif"),
     "batch beyond the profile": ([*BENCH, "--batch", "17"], "1 to 16 images at once, not 17"),
-    "result over a folder": ([*BENCH, "--seconds", "0", "--json", "images"], "cannot write images: Is a directory"),
+    "result over a folder": ([*BENCH, "--seconds", "0", "--json", "empty"], "cannot write empty: Is a directory"),
     "estimating what is missing": (["estimate", "none.onnx", "--target", "h100"], "none.onnx does not exist"),
     "estimating an unknown variant": (["estimate", "vit/int4.onnx", "--target", "h100"], "there is no ONNX file vit/int4.onnx"),
     "estimating for an unknown target": (["estimate", "fp32.onnx", "--target", "h101"], "there is no target 'h101'"),
@@ -615,6 +619,18 @@ MISTAKES = {
     "verifying on an empty folder": (["verify", "fp32.onnx", "--against", "engine", "--images", "empty"], "no images in empty"),
     "verifying images that are none": (["verify", "fp32.onnx", "--against", "engine", "--images", "typo.toml"], "typo.toml"),
     "a checkpoint for nobody": ([*VERIFY, "engine", "--checkpoint", "x.pth"], "--checkpoint x.pth is for a torch model"),
+    "measurements over a model": (["estimate", "fp32.onnx", "--target", "h100", "--json", "fp32.onnx"], OVERWRITTEN),
+    "measurements over a picture": ([*BENCH, "--json", "images/../{picture}"], OVERWRITTEN),
+    "a report over an engine": ([*BENCH, "--report", "engine/manifest.json"], OVERWRITTEN),
+    "an explanation over an engine": (["explain", "engine", "--json", "engine/manifest.json"], OVERWRITTEN),
+    "a comparison over a model": ([*VERIFY, "engine", "--json", "fp32.onnx"], OVERWRITTEN),
+    "costs over the model": (["sensitivity", "fp32.onnx", "--images", "images", "--json", "fp32.onnx"], OVERWRITTEN),
+    "rows over a picture": (["make", MODEL, "--images", "images", "--json", "{picture}"], OVERWRITTEN),
+    "no time to explain": (["explain", "engine", "--seconds", "0"], "not for 0"),
+    "less than no time to explain": (["explain", "engine", "--seconds", "-1"], "not for -1"),
+    "no number of seconds to explain": (["explain", "engine", "--seconds", "nan"], "not for nan"),
+    "a name that no file has": (["run", 300 * "x", "--source", "images"], f"cannot read {200 * 'x'}...: File name too long"),
+    "an archive of another kind": (["pack", "fp32.onnx", "--target", "cpu", "-o", "box.zip"], "box.zip would be a folder"),
     "workspace in a file": (["init", "typo.toml"], "cannot write typo.toml"),
 }
 
@@ -642,6 +658,8 @@ def test_a_users_mistake_exits_1_with_one_sentence_and_no_traceback(
 ) -> None:
     arguments, sentence = MISTAKES[case]
     monkeypatch.chdir(mistaken)
+    picture = min(Path("images").rglob("*.png"))
+    arguments = [argument.replace("{picture}", str(picture)) for argument in arguments]
     before = modified(mistaken)
     said = vitedge(*arguments)
     assert said.code == 1, said
@@ -672,6 +690,7 @@ WRONG = (
     ["bench", "x", "--images", "y", "--batch", "0"],
     ["estimate", "x"],
     ["estimate", "x", "--target", "h100", "--batch", "0"],
+    ["estimate", "x", "--target", "h100", "--batch", "4097"],
     ["verify", "x", "--images", "y"],
     ["verify", "x", "--against", "y", "--images", "z", "--limit", "0"],
     ["doctor", "now"],

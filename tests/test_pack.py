@@ -355,6 +355,8 @@ def test_the_command_packs_and_says_what_to_do_next(made: Made, tmp_path: Path) 
     assert "tar xzf fashion-vit-orin.tar.gz && sh fashion-vit-orin/build.sh" in done.stderr
     done = run_python(VITEDGE, "pack", names[0], "--target", "orin", "-o", "somewhere", folder=folder)
     assert done.returncode == 0 and "sh somewhere/build.sh" in done.stderr and "tar" not in done.stderr.split("next:")[1]
+    done = run_python(VITEDGE, "pack", names[0], "--target", "orin", "-o", "my box", folder=folder)
+    assert "there: sh 'my box/build.sh'\n" in done.stderr
     done = run_python(VITEDGE, "pack", "fashion-vit/int4.onnx", "--target", "orin", folder=folder)
     assert done.returncode == 1 and "error: there is no ONNX file fashion-vit/int4.onnx" in done.stderr
 

@@ -7,7 +7,10 @@ Results go to stdout, progress and remarks to stderr. Exit status 0: done; 1: so
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ from rich.table import Table
 
 import vitedge
 from vitedge.errors import VitEdgeError
-from vitedge.specs import BenchRow, Frame, Prediction, to_dict
+from vitedge.specs import MAX_BATCH, BenchRow, Frame, Prediction, to_dict
 from vitedge.workspace import (
     find_engines,
     find_graph,
@@ -38,6 +41,7 @@ from vitedge.workspace import (
 )
 
 INTERRUPTED = 130  # the exit status that Typer makes of Ctrl-C
+LONG = 200  # letters of a path, more of which are not shown
 PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
 
 if TYPE_CHECKING:
@@ -165,6 +169,7 @@ def make(
     from vitedge import pipeline
     from vitedge.bound import Bound, check_bound
 
+    _require_other(json_file, of=[images, judge, checkpoint, preprocess])
     source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
     bound = Bound(max_drop, min_sqnr)
     job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, seconds, bound, backend)
@@ -178,7 +183,8 @@ def make(
         out.print(f"engine: {short_path(path)}", markup=False, soft_wrap=True)
     out.print(f"report: {short_path(result.report)}", markup=False, soft_wrap=True)
     err.print(
-        f"[dim]next:   vitedge run {escape(short_path(result.engines[-1]))} --source {escape(str(judge or images))}[/]",
+        f"[dim]next:   vitedge run {escape(shlex.quote(short_path(result.engines[-1])))} "
+        f"--source {escape(shlex.quote(str(judge or images)))}[/]",
         soft_wrap=True,
     )
     check_bound(result.rows, bound)
@@ -219,7 +225,7 @@ def calibrate(
 
     chosen = load_recipe(recipe)
     path = output or find_root() / "calibration" / "scales" / f"{onnx.stem}.{chosen.name}.json"
-    _require_other(path, onnx)
+    _require_other(path, of=[onnx, images])
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("calibrate")
         result = compiler.calibrate(
@@ -252,7 +258,7 @@ def quantize(
 
     table = load_table(scales)
     path = output or onnx.with_name(f"{onnx.stem}.{table.recipe.name}.onnx")
-    _require_other(path, onnx, scales)
+    _require_other(path, of=[onnx, scales, images])
     files = list_images(images) if images else []
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("quantize")
@@ -385,6 +391,7 @@ def bench(
 
     notes: list[str] = []
     folders = [_engine(engine) for engine in engines]
+    _require_other(report, json_file, of=[*folders, images])
     with contextlib.closing(Terminal()) as terminal:
         files = list_images(images)
         rows = pipeline.bench_step(folders, files, batch or [1], seconds, notes=notes, watcher=terminal)
@@ -403,7 +410,7 @@ def estimate(
         list[str], typer.Option(help="A target; may be repeated.", show_default=False, autocompletion=complete_target)
     ],
     backend: Backend = None,
-    batch: Annotated[int, typer.Option(min=1, help="How many images at once.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="How many images at once.")] = 1,
     json_file: Json = None,
 ) -> None:
     """Say what no engine of a graph can beat on a device that need not be here, and what to expect of one."""
@@ -412,6 +419,7 @@ def estimate(
     from vitedge.bench import roofline
 
     path = find_graph(onnx)
+    _require_other(json_file, of=[path])
     source, work = read_source(path), pipeline.work_of(path)
     found = [roofline.estimate(source, work, load_target(name, backend), batch) for name in target]
     out.print(roofline.estimate_table(found))
@@ -434,6 +442,7 @@ def sensitivity(
     from vitedge.bench import costs
     from vitedge.images import list_images
 
+    _require_other(plot, json_file, of=[onnx, images])
     if plot:
         costs.require_html(plot)
     with contextlib.closing(Terminal()) as terminal:
@@ -466,6 +475,8 @@ def verify(
     from vitedge.images import list_images, sample
 
     notes: list[str] = []
+    sides = [Path(given), Path(against), find_graph(Path(given)) if given.endswith(".onnx") else None]
+    _require_other(json_file, of=[*sides, images, checkpoint, preprocess])
     files = sample(list_images(images), limit, seed=0)
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("verify")
@@ -489,7 +500,7 @@ def explain(
     batch: Annotated[
         int | None, typer.Option(min=1, help="The batch size to look at. \\[default: what it was built for]", show_default=False)
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long each engine is timed.")] = 6.0,
+    seconds: Annotated[float, typer.Option(help="How long each engine is timed, in seconds above 0.")] = 6.0,
     every: Annotated[bool, typer.Option("--all", help="Show every layer, or of two engines every block.")] = False,
     json_file: Json = None,
 ) -> None:
@@ -498,7 +509,10 @@ def explain(
     from vitedge.bench.environment import environment
     from vitedge.bench.explain import explain as examine
 
+    if not 0 < seconds < math.inf:
+        raise VitEdgeError(f"layers are timed for some seconds, not for {seconds:g}", hint="give --seconds a number above 0")
     folders = [_engine(path) for path in (engine, other) if path]
+    _require_other(json_file, of=folders)
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("explain")
         found = examine(folders, batch, seconds, terminal.progress)
@@ -569,6 +583,13 @@ def main() -> None:
         if error.hint:
             err.print(f"[bold]hint:[/]  {escape(error.hint)}", soft_wrap=True)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM) or error.filename is None:
+            raise
+        name = str(error.filename)
+        shown = name if len(name) <= LONG else f"{name[:LONG]}..."
+        err.print(f"[red bold]error:[/] cannot read {escape(shown)}: {error.strerror}", soft_wrap=True)
+        sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             err.print("interrupted; what was finished is kept, and the next run goes on from there")
@@ -586,11 +607,15 @@ def _engine(name: Path) -> Path:
     return folder
 
 
-def _require_other(output: Path, *inputs: Path) -> None:
-    """Refuse an output that is one of the inputs."""
-    for path in inputs:
-        if output.exists() and path.exists() and output.samefile(path):
-            raise VitEdgeError(f"{output} is an input of this command and would be overwritten", hint="give another --output")
+def _require_other(*outputs: Path | None, of: Sequence[Path | None]) -> None:
+    """Refuse an output that is one of the inputs, or lies in a folder that is one."""
+    inputs = [path.resolve() for path in of if path and path.exists()]
+    for output in filter(None, outputs):
+        place = output.resolve()
+        if output.exists() and any(path in (place, *place.parents) for path in inputs):
+            raise VitEdgeError(
+                f"{output} is an input of this command and would be overwritten", hint="give another file to write"
+            )
 
 
 def _print_delivery(result: Result, json_file: Path | None) -> None:
@@ -608,17 +633,18 @@ def _print_next(bundle: Path) -> None:
     """What to do with a bundle."""
     archive = bundle.name.endswith(".tar.gz")
     name = bundle.name.removesuffix(".tar.gz")
-    unpack = f"tar xzf {bundle.name} && " if archive else ""
-    err.print(f"[dim]next:   copy it to the device, and there: {escape(f'{unpack}sh {name}/build.sh')}[/]", soft_wrap=True)
+    unpack = f"tar xzf {shlex.quote(bundle.name)} && " if archive else ""
+    command = f"{unpack}sh {shlex.quote(f'{name}/build.sh')}"
+    err.print(f"[dim]next:   copy it to the device, and there: {escape(command)}[/]", soft_wrap=True)
 
 
 def _print_rows(rows: Sequence[BenchRow], notes: Sequence[str], json_file: Path | None) -> None:
     from vitedge.bench.environment import environment
-    from vitedge.bench.report import headline, rows_to_json, table
+    from vitedge.bench.report import beaten, headline, rows_to_json, table
 
     out.print(table(rows))
     out.print(headline(rows), soft_wrap=True)
-    _print_notes(notes)
+    _print_notes([*beaten(rows), *notes])
     if json_file:
         write_json(json_file, rows_to_json(rows, environment()))
 

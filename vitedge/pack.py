@@ -36,6 +36,7 @@ TEMPLATE = PACKAGE / "bundle"
 DEVICE_COMPILER = ("__init__.py", "catalogue.py")  # of compiler/: what `vitedge models` reads; all else needs torch
 JUDGED = 64  # images that are packed at most
 ARCHIVE = ".tar.gz"
+OTHER_ARCHIVES = (".zip", ".tgz", ".tar", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 Content = Path | bytes
 
 # What pip installs on the device, as in pyproject.toml but for TensorRT, which JetPack brings. Its Python bindings up to 10.13
@@ -264,6 +265,9 @@ def _check_output(output: Path) -> None:
     """Refuse to replace what is no bundle, or a bundle in which something else lies by now, such as engines."""
     if _title(output) in ("", ".."):
         raise VitEdgeError(f"{output} is no name for a bundle", hint="give --output a name, such as my-bundle.tar.gz")
+    if output.suffix in OTHER_ARCHIVES and not _is_archive(output) and not output.is_dir():
+        hint = f"give --output a folder, or {output.name.removesuffix(output.suffix).removesuffix('.tar')}{ARCHIVE}"
+        raise VitEdgeError(f"{output} would be a folder: the only archive that a bundle is written as is {ARCHIVE}", hint=hint)
     if not output.exists() and not output.is_symlink():
         return
     hint = "give another --output, or remove it"

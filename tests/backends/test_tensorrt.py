@@ -436,6 +436,13 @@ def test_weights_are_replaced_only_where_backend_and_target_allow_it(made: Made,
          "{ForeignNode[/blocks.0/attn/MatMul]}.)", "blocks.0/attn/MatMul", "newer TensorRT"),
         ("[checkMacros.cpp::catchCudaError::181] Error Code 1: Cuda Runtime (out of memory)", "out of memory", "workspace_mib"),
         ("INetworkDefinition::addMatrixMultiply: Error Code 3: they must have same input types", "same input types", "--images"),
+        ('In node 7 (parseGraph): UNSUPPORTED_NODE: creator && "Plugin not found, are the plugin name, version correct?"',
+         "that operator is unknown to it", "newer TensorRT"),
+        ("IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Myelin ([myelin_builder.cpp::optimize: "
+         "enumerate_tactics] no kernel fits) In optimize at /src/optimizer/builder.cpp:120)",
+         "Internal Error (Myelin (no kernel fits))", "report it"),
+        ("IBuilder::buildSerializedNetwork: API Usage Error (Unable to load library: libnvinfer_lean.so.1: No such file "
+         "or directory In Impl at /_src/runtime/common/lean.cpp:40)", "libnvinfer_lean.so.1: No such file or directory)", "report it"),
         ("", "does not say why", "report it"),
     ],
 )  # fmt: skip

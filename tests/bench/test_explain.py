@@ -4,6 +4,7 @@ anything took; that the table adds up is a matter of arithmetic."""
 from __future__ import annotations
 
 import io
+import json
 import platform
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.engines import Made, Silent
+from tests.engines import Made, Silent, edit_manifest
 from vitedge.backends.build import build_engine
 from vitedge.backends.inspector import parse
 from vitedge.backends.layers import Kind, Layer, Profile, module, operator
@@ -252,6 +253,14 @@ def test_the_verdict_has_the_numbers_in_it(made: Made) -> None:
     assert verdict(second, first).startswith("fp32 is 1.6 times slower than int8")
 
 
+def test_engines_of_different_models_are_refused(made: Made, tmp_path: Path) -> None:
+    other = made.copy("openvino", "int8", tmp_path)
+    card = json.loads((other / "manifest.json").read_text())["card"]
+    edit_manifest(other, card=card | {"name": "other"})
+    with pytest.raises(EngineError, match="fashion-vit and other are different models"):
+        explain([made.engines["openvino", "int8"], other], None, 0.01)
+
+
 def test_engines_of_different_shape_are_compared_where_they_can_be(made: Made) -> None:
     first, second = sides(made)
     less = explanation(made, "int8", [entry.layer for entry in second.layers if entry.part != "proj"], 9.0)
@@ -277,6 +286,15 @@ def test_tables_fit_a_terminal_and_add_up(both: dict[str, Explanation], every: b
         assert sum(ms for _, ms in rows[begin:end]) == pytest.approx(rows[end][1], abs=0.0006 * (end - begin))
     shown = ends[1] - ends[0] - 2 - (not every)
     assert shown == (len(found.layers) if every else SHOWN)
+
+
+def test_numbers_are_whole_in_a_narrow_terminal(made: Made, both: dict[str, Explanation]) -> None:
+    console = Console(width=60)
+    with console.capture() as printed:
+        for shown in [*tables([both["int8"]], True), *tables(list(both.values()), True)]:
+            console.print(shown, markup=False)
+    cells = [cell for line in printed.get().splitlines() if "  " in line for cell in re.split(r" {2,}", line)]
+    assert any(cell.endswith("…") for cell in cells) and not any(re.fullmatch(r"[\d.+-]*…", cell) for cell in cells)
 
 
 def test_the_findings_of_a_tensorrt_engine_come_from_the_same_analysis(made: Made) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitedge.bench.environment import environment
-from vitedge.bench.report import headline, rows_to_json, table, write_report
+from vitedge.bench.report import beaten, headline, rows_to_json, table, write_report
 from vitedge.errors import VitEdgeError
 from vitedge.specs import BenchRow, from_dict
 
@@ -101,6 +101,21 @@ def test_latencies_compete_within_their_batch() -> None:
     assert "38.52" in bold
     assert bold.count("400") == 1  # images/s, over all batches
     assert "308" not in bold
+
+
+def test_numbers_are_whole_in_a_narrow_terminal() -> None:
+    rows = [replace(BOUND, variant="a-variant-of-a-very-long-name", top1=90.12, agreement=98.76, sqnr_db=41.3)]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table(rows))
+    text = capture.get()
+    assert "90.12" in text and "98.76" in text and "41.3" in text and "…" in text
+
+
+def test_a_row_that_beats_its_bound_is_noted() -> None:
+    rows = [replace(INT8, bound_ms=INT8.p50_ms * factor) for factor in (0.5, 2.0)]
+    (note,) = beaten(rows)
+    assert "faster than its bound" in note and "busy machine" in note
 
 
 def test_markup_in_a_name_is_text_in_the_terminal() -> None:

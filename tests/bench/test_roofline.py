@@ -136,6 +136,21 @@ def test_an_expectation_does_not_go_by_a_target_of_the_users_that_has_the_name(
     assert estimate(source(Recipe(), "fp16"), INT8_POINT.work, load_target("agx-orin")) == wanted
 
 
+def test_a_model_of_another_size_than_the_published_has_no_expectation() -> None:
+    tiny = Work({"int8": 10**6, "fp16": 10**5}, {"int8": 10**5})
+    found = estimate(source(Recipe(), "fp16"), tiny, load_target("orin-nano-super"))
+    assert found.expected_ms is None and "no expectation, as the bound of" in found.notes[-1]
+
+
+def test_a_batch_beyond_the_target_is_noted_and_work_that_was_not_counted_refused() -> None:
+    nano, graph = load_target("orin-nano-super"), source(Recipe(), "fp16")
+    notes = estimate(graph, INT8_POINT.work, nano, 8).notes
+    assert "orin-nano-super: its engines take at most 4 images at once; set batch in it for 8" in notes
+    assert not [note for note in estimate(graph, INT8_POINT.work, nano, 4).notes if "at most" in note]
+    with pytest.raises(VitEdgeError, match="no matrix product of it was counted"):
+        estimate(graph, Work({}, {}), nano)
+
+
 def test_a_target_of_unknown_peaks_is_an_error_that_says_how_to_mend_it() -> None:
     with pytest.raises(VitEdgeError, match="no peaks are known of the target 'local'") as caught:
         estimate(source(Recipe()), VIT_B, load_target("local"))

@@ -39,8 +39,11 @@ def failure(what: str, log: Any) -> BuildError:
 
 def sentence(message: str) -> str:
     """TensorRT's message without its source lines and codes."""
+    if re.search(r"[Nn]o importer|Plugin not found", message):  # it looks for an operator among its plugins last
+        return "that operator is unknown to it"
     text = re.sub(r"\[?[\w./]+\.(cpp|h)(::\w+)*(::\d+|:\d+)?\]?|Error Code:? \d+:?|In node -?\d+[^:]*:", "", message)
-    return " ".join(text.split())[:300] or "it does not say why"
+    text = re.sub(r"(?<=\(): ?\w+\] ?|\bIn \S+ at (?=\)|$)|\[: ?[\w:]+\]|\( *\)", " ", text)
+    return re.sub(r"(?<=\() | (?=[).])", "", " ".join(text.split()))[:300] or "it does not say why"
 
 
 def hint_for(message: str) -> str:

@@ -50,7 +50,7 @@ def part_table(found: Explanation) -> Table:
     """What each part of the model takes, over all blocks."""
     table = _table(("part", "layers", "precision", "ms", "%"), ("part", "precision"))
     for part, layers in by_part(found).items():
-        table.add_row(part, str(len(layers)), precisions(layers), *_cost(found, sum(layer.ms for layer in layers)))
+        _add_row(table, part, str(len(layers)), precisions(layers), *_cost(found, sum(layer.ms for layer in layers)))
     _add_ends(table, found, 2)
     return table
 
@@ -62,11 +62,11 @@ def layer_table(found: Explanation, most: int) -> Table:
     for place, entry in ranked[:most]:
         layer = entry.layer
         about = (str(place), entry.part, layer.precision, layer.type)
-        table.add_row(Text(_shortened(layer)), *about, *_cost(found, layer.ms))
+        _add_row(table, _shortened(layer), *about, *_cost(found, layer.ms))
     rest = [entry.layer for _, entry in ranked[most:]]
     if rest:
         total = sum(layer.ms for layer in rest)
-        table.add_row(f"{len(rest)} more", "", "", precisions(rest), "", *_cost(found, total))
+        _add_row(table, f"{len(rest)} more", "", "", precisions(rest), "", *_cost(found, total))
     _add_ends(table, found, 4)
     return table
 
@@ -77,10 +77,10 @@ def difference_table(first: Explanation, second: Explanation, rows: Iterable[Dif
     heads = (head, f"{names[0]} ms", f"{names[1]} ms", "saved ms", "ratio", names[0], names[1])
     table = _table(heads, (head, *names))
     for row in rows:
-        table.add_row(Text(row.part), *_compared(row), row.first_precision, row.second_precision)
+        _add_row(table, row.part, *_compared(row), row.first_precision, row.second_precision)
     whole = Difference("a call", first.profiled_ms, second.profiled_ms, "", "")
     table.add_section()
-    table.add_row(whole.part, *_compared(whole), "", "", style="bold")
+    _add_row(table, whole.part, *_compared(whole), "", "", style="bold")
     return table
 
 
@@ -99,15 +99,21 @@ def _sentences(found: Explanation) -> Iterator[str]:
 def _table(heads: Sequence[str], left: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for head in heads:
-        table.add_column(head, justify="left" if head in left else "right", no_wrap=True)
+        table.add_column(head, justify="left" if head in left else "right", no_wrap=head not in left)
     return table
+
+
+def _add_row(table: Table, *cells: str, style: str = "") -> None:
+    """A row whose names are cut where a terminal is narrow, and whose numbers are whole."""
+    row = zip(table.columns, cells, strict=True)
+    table.add_row(*(cell if c.no_wrap else Text(cell, no_wrap=True, overflow="ellipsis") for c, cell in row), style=style)
 
 
 def _add_ends(table: Table, found: Explanation, blank: int) -> None:
     """The rows that make a table add up, with so many columns left blank: between the layers, and the whole call."""
-    table.add_row(BETWEEN, *[""] * blank, *_cost(found, found.between_ms))
+    _add_row(table, BETWEEN, *[""] * blank, *_cost(found, found.between_ms))
     table.add_section()
-    table.add_row("a call", *[""] * blank, *_cost(found, found.profiled_ms), style="bold")
+    _add_row(table, "a call", *[""] * blank, *_cost(found, found.profiled_ms), style="bold")
 
 
 def _cost(found: Explanation, ms: float) -> tuple[str, str]:

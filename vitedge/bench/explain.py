@@ -101,6 +101,9 @@ def explain(
     Raises EngineError where an engine does not open, does not take the batch, or its backend does not time layers.
     """
     engines = [_look(folder, batch) for folder in folders]
+    if len(models := {manifest.card.name for manifest, _ in engines}) > 1:
+        what = f"{' and '.join(sorted(models))} are different models, whose layers cannot be set side by side"
+        raise EngineError(what, hint="explain them one by one, or two engines of one model")
     best: dict[int, Profile] = {}
     for turn in range(ROUNDS * len(engines)):
         index = turn % len(engines)

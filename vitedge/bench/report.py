@@ -82,9 +82,12 @@ def table(rows: Sequence[BenchRow]) -> Table:
     columns = _columns(rows)
     result = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
-        result.add_column(column.head, justify="right" if any(map(column.is_number, rows)) else "left")
+        number = any(map(column.is_number, rows))
+        result.add_column(column.head, justify="right" if number else "left", no_wrap=number)  # names give way where it is narrow
     for row in rows:
-        result.add_row(*(Text(c.text(row), "bold" if c.is_best(row, rows) else "") for c in columns))
+        result.add_row(
+            *(Text(c.text(row), "bold" if c.is_best(row, rows) else "", no_wrap=True, overflow="ellipsis") for c in columns)
+        )
     return result
 
 
@@ -96,6 +99,16 @@ def rows_to_json(rows: Sequence[BenchRow], details: Mapping[str, str]) -> dict[s
 def headline(rows: Sequence[BenchRow]) -> str:
     """One sentence on one model's rows: what its fastest candidate won and lost against the reference."""
     return " ".join(filter(None, _clauses(rows)))
+
+
+def beaten(rows: Sequence[BenchRow]) -> list[str]:
+    """A note on each row that is faster than its bound: no engine is, so the bound is wrong."""
+    return [
+        f"{row.variant} at batch {row.batch} is faster than its bound, so the peaks that the bound is made of are too low: they "
+        "were measured on a busy machine, or the target gives them wrongly"
+        for row in rows
+        if row.bound_ms and row.p50_ms < row.bound_ms
+    ]
 
 
 def write_report(path: Path, rows: Sequence[BenchRow], details: Mapping[str, str]) -> None:

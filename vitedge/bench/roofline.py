@@ -26,6 +26,7 @@ from vitedge.workspace import BUILTIN_TARGETS, load_target
 
 ALIKE = {"fp16": "bf16", "bf16": "fp16"}  # one peak for both
 WIDER = {"int8": ("fp16", "bf16", "fp32"), "fp16": ("bf16", "fp32"), "bf16": ("fp16", "fp32"), "fp32": ()}
+COMPARABLE = 10  # so many times more or less work than a published point's: beyond that, it tells nothing of a model
 STREAMING = "weight streaming"
 
 
@@ -127,10 +128,15 @@ def estimate(source: Source, work: Work, target: Target, batch: int = 1) -> Esti
         raise VitEdgeError(f"no peaks are known of the target {target.name!r}", hint="give it a table [peaks]; engines/README.md")
     wanted = wanted_float_type(source, backend.float_types(target))
     built = work if backend.TYPED and wanted == source.float_type else work.floats_in(wanted)
-    typed = () if built == work else (f"{target.name}: as it would be built, with floats in {wanted}",)
+    typed: tuple[str, ...] = () if built == work else (f"{target.name}: as it would be built, with floats in {wanted}",)
     if backend.TYPED and wanted == "fp32":
         typed = (f"{target.name}: floats are in fp32, as nothing asks for another type; a recipe does, such as fp16",)
     least = bound(built, peaks, batch)
+    if least.ms <= 0:
+        what = f"there is no bound for {source.card.name}/{source.variant}: no matrix product of it was counted"
+        raise VitEdgeError(what, hint="export the model again with this vitedge")
+    if batch > target.batch[2]:
+        typed += (f"{target.name}: its engines take at most {target.batch[2]} images at once; set batch in it for {batch}",)
     expected, why = _expectation(built, target, least, batch)
     return Estimate(target.name, batch, least.ms, least.binds, batch / least.ms * 1e3, expected, (*typed, *least.notes, why))
 
@@ -154,7 +160,13 @@ def _expectation(work: Work, target: Target, least: Bound, batch: int) -> tuple[
         return None, f"{target.name}: no expectation, as no measurement of this kind on such a device is published"
     peaks = load_target(str(BUILTIN_TARGETS / f"{point.target}.toml")).peaks  # not a file of the user's by that name
     assert peaks is not None
-    factor = point.ms / bound(point.work, peaks).ms
+    published = bound(point.work, peaks).ms
+    if not published / COMPARABLE <= least.ms <= published * COMPARABLE:
+        return None, (
+            f"{target.name}: no expectation, as the bound of {least.ms:.2g} ms is far from the {published:.2g} ms of the model "
+            f"that was measured on {point.target}: launches and the layers between products weigh otherwise there"
+        )
+    factor = point.ms / published
     other = "" if point.target == target.name else ", which is another board of this GPU generation, so take it as rough"
     said = (
         f"{target.name}: expected, not measured: {factor:.2f} × the bound, which is what others measured for "
