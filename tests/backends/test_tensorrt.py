@@ -441,8 +441,8 @@ def test_weights_are_replaced_only_where_backend_and_target_allow_it(made: Made,
         ("IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Myelin ([myelin_builder.cpp::optimize: "
          "enumerate_tactics] no kernel fits) In optimize at /src/optimizer/builder.cpp:120)",
          "Internal Error (Myelin (no kernel fits))", "report it"),
-        ("IBuilder::buildSerializedNetwork: API Usage Error (Unable to load library: libnvinfer_lean.so.1: No such file "
-         "or directory In Impl at /_src/runtime/common/lean.cpp:40)", "libnvinfer_lean.so.1: No such file or directory)", "report it"),
+        ("IBuilder::buildSerializedNetwork: API Usage Error (Unable to load library: libnvinfer_lean.so.1: "
+         "No such file or directory In Impl at /_src/runtime/common/lean.cpp:40)", "No such file or directory)", "report it"),
         ("", "does not say why", "report it"),
     ],
 )  # fmt: skip
