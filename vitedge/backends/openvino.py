@@ -69,7 +69,7 @@ def resolve(target: Target) -> Target:
 
 def device(target: Target) -> str:
     """The processor's name."""
-    return str(_openvino().Core().get_property("CPU", "FULL_DEVICE_NAME"))
+    return str(_core().get_property("CPU", "FULL_DEVICE_NAME"))
 
 
 def driver() -> str:
@@ -84,7 +84,7 @@ def runs_here(target: Target) -> bool:
 
 def float_types(target: Target) -> tuple[FloatType, ...]:
     """bf16 first where the processor has instructions for it."""
-    native = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    native = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "fp32") if "BF16" in native else ("fp32",)
 
 
@@ -97,7 +97,7 @@ def build(onnx: Path, target: Target, float_type: FloatType, folder: Path, progr
     """Convert `onnx` to IR in `folder`; target and float type matter only when it is opened."""
     openvino = _openvino()
     try:
-        model = openvino.Core().read_model(onnx)
+        model = _core().read_model(onnx)
     except (RuntimeError, UnicodeDecodeError) as error:  # which quotes the bytes of a damaged file
         raise EngineError(f"OpenVINO cannot build {onnx}: {_reason(error)}", hint="export the model again") from error
     try:
@@ -115,7 +115,7 @@ def check(manifest: Manifest) -> None:
 def open(folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> OpenVinoSession:  # noqa: A001
     """Read the plan in `folder` and compile it for this processor."""
     try:
-        return OpenVinoSession(Compiled(_openvino().Core().read_model(folder / PLAN[0]), target, float_type), card, target)
+        return OpenVinoSession(Compiled(_core().read_model(folder / PLAN[0]), target, float_type), card, target)
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot open {folder}: {_reason(error)}", hint="build the engine again") from error
 
@@ -127,7 +127,7 @@ def layers(folder: Path, card: ModelCard, target: Target, float_type: FloatType,
     microseconds, so that of each layer half of one is lost on average, and calls a layer that takes less "not run".
     """
     openvino = _openvino()
-    model = openvino.Core().read_model(folder / PLAN[0])
+    model = _core().read_model(folder / PLAN[0])
     rows = np.ascontiguousarray(rows)  # of which the requests keep no copy
     batch = len(rows) if len(rows) == target.batch[1] else None
     compiled = [_compile(model, target, float_type, batch, profiled) for profiled in (False, True)]
@@ -365,7 +365,7 @@ def _products(count: int, float_type: FloatType, size: tuple[int, int], *, int8:
         last = ops.fake_quantize(last, low, high, low, high, 256) if int8 else last
         last = ops.matmul(last, weight, False, False)
     model = _openvino().Model([ops.reduce_max(last, ops.constant(np.array([0, 1])))], [entry])
-    return _openvino().Core().compile_model(model, "CPU", _config(float_type, threads))
+    return _core().compile_model(model, "CPU", _config(float_type, threads))
 
 
 def _bandwidth_gb_s(threads: int) -> float:
@@ -401,7 +401,7 @@ def _compile(model: Any, target: Target, float_type: FloatType, batch: int | Non
     shape[0] = openvino.Dimension(target.batch[0], target.batch[2]) if batch is None else batch
     model.reshape(shape)
     config = {**_config(float_type, target.threads, target.streams), "PERF_COUNT": "YES" if profiled else "NO"}
-    return openvino.Core().compile_model(model, "CPU", config)
+    return _core().compile_model(model, "CPU", config)
 
 
 def _config(float_type: FloatType, threads: int | None, streams: int = 1) -> dict[str, str]:
@@ -419,6 +419,16 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check ", "["))]
     return (telling or lines or [type(error).__name__])[-1]
+
+
+@functools.cache
+def _core() -> Any:
+    """The one Core of this process.
+
+    With AMX, its CPU plugin gives the thread that loads it a stack for signals, and takes that away when the plugin goes; with
+    two of them, gone in another order than they came, the next signal, Ctrl-C say, would be a segmentation fault.
+    """
+    return _openvino().Core()
 
 
 def _openvino() -> Any:
