@@ -21,7 +21,7 @@ from onnx import ModelProto
 
 from tests.engines import ROOT, Made, run_python, start_python
 from vitedge.backends import cuda, tensorrt, this_platform
-from vitedge.backends.build import build_engine, prepare_build, refit_engine, run_build
+from vitedge.backends.build import build_engine, prepare_build, read_manifest, refit_engine, run_build
 from vitedge.backends.tensorrt import TENSORRT, TENSORRT_RTX
 from vitedge.backends.tensorrt_log import hint_for, sentence
 from vitedge.compiler import graph
@@ -29,7 +29,7 @@ from vitedge.compiler.precision import convert
 from vitedge.compiler.quantize import leave_float
 from vitedge.errors import AbsentDeviceError, EngineError, MissingPackageError
 from vitedge.images import list_images
-from vitedge.runtime.engine import open_engine, read_manifest
+from vitedge.runtime.engine import open_engine
 from vitedge.specs import FloatType, Manifest, Recipe, Target
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="pip install 'vitedge[rtx]'", exc_type=ImportError)

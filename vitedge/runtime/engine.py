@@ -20,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.backends import Session, load_backend
-from vitedge.backends.build import plan_sha256
-from vitedge.errors import EngineError, VitEdgeError
-from vitedge.specs import Manifest, PixelFormat, from_dict
-from vitedge.workspace import read_json
+from vitedge.backends.build import plan_sha256, read_manifest
+from vitedge.errors import EngineError
+from vitedge.specs import Manifest, PixelFormat
 
 
 def open_engine(path: str | Path, streams: int | None = None) -> Engine:
@@ -52,17 +51,6 @@ def open_engine(path: str | Path, streams: int | None = None) -> Engine:
     if streams is not None:
         manifest = replace(manifest, target=replace(manifest.target, streams=streams))
     return Engine(folder, manifest, backend.open(folder, manifest.card, manifest.target, manifest.float_type))
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an engine directory."""
-    if not (folder / "manifest.json").is_file():
-        hint = "an engine is a directory such as engines/<model>/int8-0123456789ab, made by `vitedge build`"
-        raise EngineError(f"{folder} is not an engine: it has no manifest.json", hint=hint)
-    try:
-        return from_dict(Manifest, read_json(folder / "manifest.json"))
-    except VitEdgeError as error:
-        raise EngineError(f"{folder}/manifest.json is not readable: {error}", hint="build the engine again") from error
 
 
 class Engine:
