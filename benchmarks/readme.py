@@ -302,10 +302,10 @@ def overhead(document: dict[str, Any]) -> str:
     ]
     height, width = document["frame"]
     return (
-        f"{markdown(rows)}\nMedians of {document['rounds']} rounds in turns, batch 1, a frame of {width} x {height}; in brackets the "
-        f"95 % bootstrap interval. Stages: preprocess {stages['preprocess']:.2f}, infer {stages['infer']:.2f}, answer "
-        f"{stages['postprocess']:.2f} ms. After {memory['calls']} calls {memory['kept_bytes_per_call']:.2f} bytes a call were still "
-        f"allocated, and never more than {memory['peak_bytes'] / 1024:.0f} KiB at a time. {place(document['environment'])}\n"
+        f"{markdown(rows)}\nMedians of {document['rounds']} rounds in turns, batch 1, a frame of {width} x {height}; in brackets "
+        f"the 95 % interval. Stages: preprocess {stages['preprocess']:.2f}, infer {stages['infer']:.2f}, answer "
+        f"{stages['postprocess']:.2f} ms. After {memory['calls']} calls {memory['kept_bytes_per_call']:.2f} bytes a call were "
+        f"still allocated, and at most {memory['peak_bytes'] / 1024:.0f} KiB at a time. {place(document['environment'])}\n"
     )
 
 
@@ -336,7 +336,7 @@ def batching_caption(document: dict[str, Any]) -> str:
         for model in document["models"]
     )
     return (
-        f"{models}. max_delay_ms {document['max_delay_ms']:g}, a queue of {document['queue']}, policy reject. Within a row memory "
+        f"{models}. max_delay_ms {document['max_delay_ms']:g}, a queue of {document['queue']}, policy reject. In a row memory "
         f"grew by at most {max(row['grown_mib'] for row in rows):.0f} MiB, and Jain's index of the callers' shares was at least "
         f"{min(row['shares'] for row in rows):.3f}. {place(document['environment'])}"
     )

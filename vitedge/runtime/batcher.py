@@ -30,6 +30,7 @@ from vitedge.specs import Frame, Prediction, Timing
 
 Policy = Literal["block", "drop-oldest", "reject"]
 POLICIES = get_args(Policy)
+FEWER = "submit fewer, or later"
 
 
 class ForkableEngine(InferenceEngine, Protocol):
@@ -124,7 +125,7 @@ class Batcher:
             self._to_fill.notify()
         for other in given_way:
             if self._claim(other):
-                self._settle(other, "dropped", QueueFullError("a newer request took the place of this one"))
+                self._settle("dropped", (other, QueueFullError("a newer request took the place of this one")))
         return request.future
 
     @property
@@ -162,12 +163,12 @@ class Batcher:
         while not self._closed and self._queued >= self._room_for:
             if self._policy == "reject":
                 self._counts["rejected"] += 1
-                raise QueueFullError(f"{self._queued} requests are waiting already", hint="submit fewer, or later")
+                raise QueueFullError(f"{self._queued} requests are waiting already", hint=FEWER)
             if self._policy == "drop-oldest":
                 given_way.append(self._take(max(self._waiting, key=self._length)))
             elif not self._room.wait(request.seconds_left()):
                 self._counts["rejected"] += 1
-                raise DeadlineError("there was no room for the request before its deadline", hint="submit fewer, or later")
+                raise DeadlineError("there was no room for the request before its deadline", hint=FEWER)
         if self._closed:
             raise EngineError("the batcher is closed")
         return given_way
@@ -213,7 +214,8 @@ class Batcher:
                         return
                     self._to_fill.wait()
                 request, lane, self._writing = self._next(), self._open, True
-                self._room.notify()
+                if self._queued <= self._room_for // 2:  # who waits for room is woken for more than one request
+                    self._room.notify_all()
             if self._claim(request) and self._in_time(request):
                 self._write(request, lane)
 
@@ -233,7 +235,7 @@ class Batcher:
         """Whether the deadline of a request is still to come; else it is settled."""
         if request.seconds_left() != 0.0:
             return True
-        self._settle(request, "late", DeadlineError("the deadline passed before the batch began", hint="submit fewer, or later"))
+        self._settle("late", (request, DeadlineError("the deadline passed before the batch began", hint=FEWER)))
         return False
 
     def _write(self, request: _Request, lane: _Lane) -> None:
@@ -241,7 +243,7 @@ class Batcher:
         try:
             lane.engine.write(len(lane.requests), request.frame.image, request.frame.pixels)
         except Exception as error:  # noqa: BLE001  whatever is wrong with one picture is told to who sent it
-            self._settle(request, "failed", error)
+            self._settle("failed", (request, error))
             return
         request.prepared_ns = time.perf_counter_ns()
         lane.requests.append(request)
@@ -297,14 +299,12 @@ class Batcher:
         with self._lock:
             self._counts["batches"] += 1
             self._counts["rows"] += rows
-        for request, output in zip(lane.requests, outputs, strict=False):
-            if not request.future.done():
-                self._read(lane, request, output, start, infer_ms)
+        self._read(lane, outputs, start, infer_ms)
 
     def _answer_alone(self, lane: _Lane, requests: list[_Request], error: Exception) -> None:
         """Run each of the requests again by itself, so that only those fail that make the engine fail."""
         if len(requests) == 1:
-            self._settle(requests[0], "failed", error)
+            self._settle("failed", (requests[0], error))
             return
         for request in requests:
             alone = dataclasses.replace(lane, requests=[])
@@ -312,31 +312,32 @@ class Batcher:
             if alone.requests:
                 self._answer(alone)
 
-    def _read(self, lane: _Lane, request: _Request, output: NDArray[np.float32], start: int, infer_ms: float) -> None:
-        """Settle a request with its row of the output of a run that began at `start`."""
-        read_ns = time.perf_counter_ns()
+    def _read(self, lane: _Lane, outputs: NDArray[np.float32], start: int, infer_ms: float) -> None:
+        """Settle the requests of a lane with the outputs of a run that began at `start`."""
+        read_ns, requests = time.perf_counter_ns(), lane.requests
         try:
-            top, array = lane.predictor.read(output)
+            answers = lane.predictor.read(outputs[: len(requests)])
         except Exception as error:  # noqa: BLE001  as above
-            self._settle(request, "failed", error)
+            if len(requests) == 1:
+                self._settle("failed", (requests[0], error))
+            else:
+                for row, request in enumerate(requests):
+                    self._read(dataclasses.replace(lane, requests=[request]), outputs[row : row + 1], start, infer_ms)
             return
-        timing = Timing(
-            capture_ms=(request.submitted_ns - request.frame.captured_ns) / 1e6,
-            queue_ms=(request.begun_ns - request.submitted_ns + start - request.prepared_ns) / 1e6,
-            preprocess_ms=(request.prepared_ns - request.begun_ns) / 1e6,
-            infer_ms=infer_ms,
-            postprocess_ms=elapsed_ms(read_ns),
-        )
-        self._settle(request, "answered", Prediction(top, array, timing))
+        read_ms = elapsed_ms(read_ns)
+        pairs = zip(requests, answers, strict=True)
+        self._settle("answered", *((one, Prediction(*answer, one.timing(start, infer_ms, read_ms))) for one, answer in pairs))
 
-    def _settle(self, request: _Request, outcome: str, result: Prediction | BaseException) -> None:
-        """Give a request its end, and count it before anybody can see it."""
+    def _settle(self, outcome: str, *results: tuple[_Request, Prediction | BaseException]) -> None:
+        """Give requests their end, and count them before anybody can see it; those that have theirs already are left alone."""
+        results = tuple((request, result) for request, result in results if not request.future.done())
         with self._lock:
-            self._counts[outcome] += 1
-        if isinstance(result, BaseException):
-            request.future.set_exception(result)
-        else:
-            request.future.set_result(result)
+            self._counts[outcome] += len(results)
+        for request, result in results:
+            if isinstance(result, BaseException):
+                request.future.set_exception(result)
+            else:
+                request.future.set_result(result)
 
 
 class Pace:
@@ -374,6 +375,17 @@ class _Request:
     def seconds_left(self) -> float | None:
         """Until the deadline, 0.0 where it has passed; None without one."""
         return None if self.deadline_ns is None else max(0.0, (self.deadline_ns - time.perf_counter_ns()) / 1e9)
+
+    def timing(self, run_ns: int, infer_ms: float, read_ms: float) -> Timing:
+        """Where the time went, given when the run began and what it and reading its answers took."""
+        waited_ns = self.begun_ns - self.submitted_ns + run_ns - self.prepared_ns
+        return Timing(
+            capture_ms=(self.submitted_ns - self.frame.captured_ns) / 1e6,
+            queue_ms=waited_ns / 1e6,
+            preprocess_ms=(self.prepared_ns - self.begun_ns) / 1e6,
+            infer_ms=infer_ms,
+            postprocess_ms=read_ms,
+        )
 
 
 @dataclasses.dataclass(slots=True, eq=False)
