@@ -63,7 +63,7 @@ OVERHEAD = {
 }  # fmt: skip
 LOADED = {"callers": 4, "load": 0.7, "offered": 420, "rejected": 3, "wrong": 1, "lost": 2, "batch": 1.5, "p50_ms": 14.0,
           "p99_ms": 30.0, "ideal_p99_ms": 28.0, "grown_mib": 1.0, "shares": 0.999}  # fmt: skip
-SERVED = {"model": "ViT-S/14", "capacity_per_s": 118.0, "best_batch": 8, "streams": 2, "flooded_of_capacity": 0.98,
+SERVED = {"model": "ViT-S/14", "capacity_per_s": 118.0, "best_batch": 8, "streams": 2, "capacity_of_static": 0.98,
           "unloaded_p50_ms": 18.0, "unloaded_p99_ms": 20.0, "loads": [LOADED]}  # fmt: skip
 BATCHING = {"environment": OVERHEAD["environment"], "max_delay_ms": 2.0, "queue": 64, "models": [SERVED]}
 
@@ -260,4 +260,4 @@ def test_the_runtime_s_tables_show_what_was_measured() -> None:
     assert "20 KiB at a time. Cortex-A78, 6 cores" in overhead(OVERHEAD)
     table = batching(BATCHING)
     assert "| ViT-S/14 | 4 | 70 | 420 | 3 | 3 | 1.5 | 14.0 | 30.0 | 28.0 |" in table
-    assert "capacity 118 frames a second in static batches of 8 on 2 streams, flooded batcher 98 % of that" in table
+    assert "capacity 118 frames a second, 98 % of static batches of 8 without a queue, on 2 streams" in table

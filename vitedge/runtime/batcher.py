@@ -2,9 +2,10 @@
 
     submit(frame) ─▶ queue, fair between streams ─▶ a row of the lane that is being filled ─▶ one run a batch ─▶ futures settle
 
-A lane is a fork of the engine with an input of its own. While some lanes run, the next is filled, so that preprocessing
-overlaps inference; and a lane is closed only when the engine is free for it, so a batch holds whatever has come by then.
-Under light load that is one frame, which waits for nobody. Knows nothing of cameras or files.
+A lane is a thread with a fork of the engine, whose input it fills, runs and answers; there is one more of them than runs at
+a time. One lane fills while others run, so that preprocessing overlaps inference; and it goes on to fill until the engine is
+free for it, so a batch holds whatever has come by then. Under light load that is one frame, which waits for nobody and goes
+through one thread. Knows nothing of cameras or files.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from types import TracebackType
@@ -97,13 +98,14 @@ class Batcher:
         self._counts = dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0)
         self._pace = Pace()
         self._lanes = [_Lane(fork, Predictor(fork, top_k)) for fork in _forks(engine, self._most)]
-        self._open, *self._spare = self._lanes
-        self._idle, self._writing, self._closed = 0, False, False
+        self._slots = engine.streams  # for runs at a time
+        self._filling, self._writing, self._closed = False, False, False
         self._lock = threading.Lock()
-        self._to_fill, self._to_run, self._room = (threading.Condition(self._lock) for _ in range(3))
+        self._idle, self._to_fill, self._room = (threading.Condition(self._lock) for _ in range(3))
         self._ending = len(self._lanes)
-        work = [self._fill, *[self._run] * (len(self._lanes) - 1)]
-        self._threads = [threading.Thread(target=self._live, args=(one,), name="vitedge-batcher", daemon=True) for one in work]
+        self._threads = [
+            threading.Thread(target=self._live, args=(lane,), name="vitedge-batcher", daemon=True) for lane in self._lanes
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -122,7 +124,7 @@ class Batcher:
             self._waiting.setdefault(stream, deque()).append(request)
             self._queued += 1
             self._counts["submitted"] += 1
-            self._to_fill.notify()
+            (self._to_fill if self._filling else self._idle).notify()
         for other in given_way:
             if self._claim(other):
                 self._settle("dropped", (other, QueueFullError("a newer request took the place of this one")))
@@ -145,7 +147,7 @@ class Batcher:
         """
         with self._lock:
             self._closed = True
-            for condition in (self._to_fill, self._to_run, self._room):
+            for condition in (self._idle, self._to_fill, self._room):
                 condition.notify_all()
         if threading.current_thread() not in self._threads:  # a callback may close, but not wait
             for thread in self._threads:
@@ -191,37 +193,67 @@ class Batcher:
         self._waiting.move_to_end(stream)
         return self._take(stream)
 
-    def _live(self, work: Callable[[], None]) -> None:
-        """Do the work of a thread; the last one to end closes the lanes."""
-        work()
+    def _live(self, lane: _Lane) -> None:
+        """Fill, run and answer, over and over; the last thread to end closes the lanes."""
+        while self._fill(lane):
+            ran = self._infer(lane)
+            with self._lock:
+                self._slots += 1
+                self._to_fill.notify()
+            if ran is not None:
+                self._read(lane, ran)
+            lane.requests.clear()
         with self._lock:
             self._ending -= 1
             if self._ending:
                 return
-        for lane in self._lanes:
-            lane.engine.close()
+        for ended in self._lanes:
+            ended.engine.close()
 
-    def _fill(self) -> None:
-        """Preprocess one request after the other into the lane that is open: the work of the first thread."""
-        while True:
-            with self._lock:
-                self._writing = False
-                if self._open.requests:
-                    self._to_run.notify()
-                while not self._fillable():
-                    if self._closed and not self._queued:
-                        self._to_run.notify_all()
-                        return
-                    self._to_fill.wait()
-                request, lane, self._writing = self._next(), self._open, True
-                if self._queued <= self._room_for // 2:  # who waits for room is woken for more than one request
-                    self._room.notify_all()
+    def _fill(self, lane: _Lane) -> bool:
+        """Preprocess one request after the other until the lane is to be run, for which it then has a slot; False at the end."""
+        with self._lock:
+            while self._filling or not self._queued:
+                if self._closed and not self._queued:
+                    return False
+                self._idle.wait()
+            self._filling = True
+        while (request := self._request_for(lane)) is not None:
             if self._claim(request) and self._in_time(request):
                 self._write(request, lane)
+        return True
 
-    def _fillable(self) -> bool:
-        """Whether there is a request, and a row for it in a lane that nobody waits to run."""
-        return self._queued > 0 and len(self._open.requests) < self._most and not self._due()
+    def _request_for(self, lane: _Lane) -> _Request | None:
+        """The next request for the lane that is being filled; None where it is to be run, and others may be filled."""
+        with self._lock:
+            self._writing = False
+            while not self._due(lane):
+                if self._queued and len(lane.requests) < self._most:
+                    self._writing = True
+                    if self._queued <= self._room_for // 2 + 1:  # who waits for room is woken for more than one request
+                        self._room.notify_all()
+                    return self._next()
+                self._to_fill.wait(self._patience_s(lane))
+            self._filling = False
+            self._slots -= 1
+            self._idle.notify()
+            return None
+
+    def _due(self, lane: _Lane) -> bool:
+        """Whether the engine is free for the lane, and it is full or was held back for long enough."""
+        if not self._slots:
+            return False
+        if self._closed and not self._queued:
+            return True  # also of an empty lane, of which all requests were cancelled
+        held = len(lane.requests) < self._most and not self._closed
+        return bool(lane.requests) and (not held or self._held_ns(lane) >= self._hold_ns)
+
+    def _patience_s(self, lane: _Lane) -> float | None:
+        """How long the lane may still be held back; None while it is empty, or only a slot is missing."""
+        return max(0.0, (self._hold_ns - self._held_ns(lane)) / 1e9) if lane.requests and self._slots else None
+
+    def _held_ns(self, lane: _Lane) -> int:
+        return time.perf_counter_ns() - lane.requests[0].submitted_ns
 
     def _claim(self, request: _Request) -> bool:
         """Whether nobody has cancelled the request; from here on nobody can."""
@@ -248,85 +280,53 @@ class Batcher:
         request.prepared_ns = time.perf_counter_ns()
         lane.requests.append(request)
 
-    def _due(self) -> bool:
-        """Whether a thread is free for the open lane, and the lane is full or has waited long enough."""
-        ready = self._open.requests
-        if not self._idle or self._writing or not ready:
-            return False
-        held = len(ready) < self._most and not self._closed
-        return not held or time.perf_counter_ns() - ready[0].submitted_ns >= self._hold_ns
-
-    def _run(self) -> None:
-        """Run one lane after the other: the work of all other threads, of which there are as many as streams."""
-        lane: _Lane | None = None
-        while True:
-            with self._lock:
-                if lane is not None:
-                    lane.requests.clear()
-                    self._spare.append(lane)
-                self._idle += 1
-                while not self._due():
-                    if self._closed and not self._queued and not self._writing and not self._open.requests:
-                        return
-                    self._to_run.wait(self._patience_s())
-                self._idle -= 1
-                lane, self._open = self._open, self._spare.pop()
-                self._to_fill.notify()
-            self._answer(lane)
-
-    def _patience_s(self) -> float | None:
-        """How long the open lane may still be held back; None while nothing is in it."""
-        ready = self._open.requests
-        if not ready or self._writing:
-            return None
-        return max(0.0, (self._hold_ns - time.perf_counter_ns() + ready[0].submitted_ns) / 1e9)
-
-    def _answer(self, lane: _Lane) -> None:
-        """Run a lane, and each of its requests alone if that fails."""
+    def _infer(self, lane: _Lane) -> _Run | None:
+        """Run a lane; where that fails, each of its requests alone. None where there is nothing left to read."""
         wanted = [request for request in lane.requests if self._in_time(request)]
         if not wanted:
-            return
+            return None
         rows = len(lane.requests)
-        size = self._pace.size(rows)
-        start = time.perf_counter_ns()
+        size, start = self._pace.size(rows), time.perf_counter_ns()
         try:
             outputs = lane.engine.run(size)
         except Exception as error:  # noqa: BLE001  whatever the engine raised is told to who waits
-            self._answer_alone(lane, wanted, error)
-            return
-        infer_ms = elapsed_ms(start)
-        self._pace.note(size, infer_ms)
+            self._infer_alone(lane, wanted, error)
+            return None
+        ran = _Run(outputs[:rows], start, elapsed_ms(start))
+        self._pace.note(size, ran.ms)
         with self._lock:
             self._counts["batches"] += 1
             self._counts["rows"] += rows
-        self._read(lane, outputs, start, infer_ms)
+        return ran
 
-    def _answer_alone(self, lane: _Lane, requests: list[_Request], error: Exception) -> None:
-        """Run each of the requests again by itself, so that only those fail that make the engine fail."""
+    def _infer_alone(self, lane: _Lane, requests: list[_Request], error: Exception) -> None:
+        """Run and answer each of the requests by itself, so that only those fail that make the engine fail."""
         if len(requests) == 1:
             self._settle("failed", (requests[0], error))
             return
         for request in requests:
             alone = dataclasses.replace(lane, requests=[])
             self._write(request, alone)
-            if alone.requests:
-                self._answer(alone)
+            ran = self._infer(alone)
+            if ran is not None:
+                self._read(alone, ran)
 
-    def _read(self, lane: _Lane, outputs: NDArray[np.float32], start: int, infer_ms: float) -> None:
-        """Settle the requests of a lane with the outputs of a run that began at `start`."""
+    def _read(self, lane: _Lane, ran: _Run) -> None:
+        """Settle the requests of a lane with the answers of its run."""
         read_ns, requests = time.perf_counter_ns(), lane.requests
         try:
-            answers = lane.predictor.read(outputs[: len(requests)])
+            answers = lane.predictor.read(ran.outputs)
         except Exception as error:  # noqa: BLE001  as above
             if len(requests) == 1:
                 self._settle("failed", (requests[0], error))
-            else:
-                for row, request in enumerate(requests):
-                    self._read(dataclasses.replace(lane, requests=[request]), outputs[row : row + 1], start, infer_ms)
+                return
+            for row, request in enumerate(requests):
+                alone = dataclasses.replace(lane, requests=[request])
+                self._read(alone, dataclasses.replace(ran, outputs=ran.outputs[row : row + 1]))
             return
         read_ms = elapsed_ms(read_ns)
         pairs = zip(requests, answers, strict=True)
-        self._settle("answered", *((one, Prediction(*answer, one.timing(start, infer_ms, read_ms))) for one, answer in pairs))
+        self._settle("answered", *((request, Prediction(*answer, request.timing(ran, read_ms))) for request, answer in pairs))
 
     def _settle(self, outcome: str, *results: tuple[_Request, Prediction | BaseException]) -> None:
         """Give requests their end, and count them before anybody can see it; those that have theirs already are left alone."""
@@ -361,6 +361,15 @@ class Pace:
         self._least_ms[size] = min(self._least_ms[size], ms) if size in self._least_ms else math.inf
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """The outputs of a lane's requests, float32[requests, ...], when their run began (perf_counter_ns), and what it took."""
+
+    outputs: NDArray[np.float32]
+    start_ns: int
+    ms: float
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class _Request:
     """A frame on its way; times of `perf_counter_ns`."""
@@ -376,14 +385,14 @@ class _Request:
         """Until the deadline, 0.0 where it has passed; None without one."""
         return None if self.deadline_ns is None else max(0.0, (self.deadline_ns - time.perf_counter_ns()) / 1e9)
 
-    def timing(self, run_ns: int, infer_ms: float, read_ms: float) -> Timing:
-        """Where the time went, given when the run began and what it and reading its answers took."""
-        waited_ns = self.begun_ns - self.submitted_ns + run_ns - self.prepared_ns
+    def timing(self, ran: _Run, read_ms: float) -> Timing:
+        """Where the time went, given the run and what reading its answers took."""
+        waited_ns = self.begun_ns - self.submitted_ns + ran.start_ns - self.prepared_ns
         return Timing(
             capture_ms=(self.submitted_ns - self.frame.captured_ns) / 1e6,
             queue_ms=waited_ns / 1e6,
             preprocess_ms=(self.prepared_ns - self.begun_ns) / 1e6,
-            infer_ms=infer_ms,
+            infer_ms=ran.ms,
             postprocess_ms=read_ms,
         )
 
@@ -411,7 +420,7 @@ def _checked(engine: ForkableEngine, max_batch: int | None, max_delay_ms: float,
 
 
 def _forks(engine: ForkableEngine, most: int) -> list[ForkableEngine]:
-    """A fork for each stream and one to be filled meanwhile, each run once at the sizes that are compiled apart."""
+    """A fork for each stream and one to be filled meanwhile, each run once at sizes that may be compiled apart."""
     with ExitStack() as opening:
         forks = [engine.fork() for _ in range(engine.streams + 1)]
         for fork in forks:
