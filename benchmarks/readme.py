@@ -330,8 +330,8 @@ def batching_caption(document: dict[str, Any]) -> str:
     """What 100 % of each model are, and where it was measured."""
     rows = [row for model in document["models"] for row in model["loads"]]
     models = "; ".join(
-        f"{model['model']}: capacity {model['capacity_per_s']:.0f} frames a second, {100 * model['capacity_of_static']:.0f} % of static "
-        f"batches of {model['best_batch']} without a queue, on {model['streams']} streams; a frame alone "
+        f"{model['model']}: capacity {model['capacity_per_s']:.0f} frames a second, {100 * model['capacity_of_static']:.0f} % of "
+        f"static batches of {model['best_batch']} without a queue, on {model['streams']} streams; a frame alone "
         f"{model['unloaded_p50_ms']:.2f} ms (p99 {model['unloaded_p99_ms']:.2f})"
         for model in document["models"]
     )

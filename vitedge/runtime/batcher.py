@@ -97,7 +97,7 @@ class Batcher:
         self._queued = 0
         self._counts = dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0)
         self._pace = Pace()
-        self._lanes = [_Lane(fork, Predictor(fork, top_k)) for fork in _forks(engine, self._most)]
+        self._lanes = _open_lanes(engine, self._most, top_k)
         self._slots = engine.streams  # for runs at a time
         self._filling, self._writing, self._closed = False, False, False
         self._lock = threading.Lock()
@@ -419,13 +419,15 @@ def _checked(engine: ForkableEngine, max_batch: int | None, max_delay_ms: float,
     return most
 
 
-def _forks(engine: ForkableEngine, most: int) -> list[ForkableEngine]:
-    """A fork for each stream and one to be filled meanwhile, each run once at sizes that may be compiled apart."""
+def _open_lanes(engine: ForkableEngine, most: int, top_k: int) -> list[_Lane]:
+    """A lane for each stream and one to be filled meanwhile, each run once at sizes that may be compiled apart."""
+    lanes: list[_Lane] = []
     with ExitStack() as opening:
-        forks = [engine.fork() for _ in range(engine.streams + 1)]
-        for fork in forks:
+        for _ in range(engine.streams + 1):
+            fork = engine.fork()
             opening.callback(fork.close)
-        for fork, size in itertools.product(forks, sorted({1, min(2, most), most})):
-            fork.run(size)
+            lanes.append(_Lane(fork, Predictor(fork, top_k)))
+        for lane, size in itertools.product(lanes, sorted({1, min(2, most), most})):
+            lane.engine.run(size)
         opening.pop_all()
-    return forks
+    return lanes
