@@ -22,6 +22,8 @@ LUMA, RED_V, GREEN_U, GREEN_V, BLUE_U = 1220542, 1673527, -409993, -852492, 2116
 
 def frame_size(picture: NDArray[np.uint8], pixels: PixelFormat) -> tuple[int, int]:
     """The (height, width) of a picture; a VitEdgeError where its array is none of that format."""
+    if not isinstance(pixels, str) or pixels not in _WANTED:
+        raise VitEdgeError(f"there is no pixel format {pixels!r}", hint=f"known: {', '.join(_WANTED)}")
     even = {"yuyv": (1, 2), "nv12": (3, 2)}.get(pixels, (1, 1))
     shape = {"grey": (), "nv12": (), "yuyv": (2,)}.get(pixels, (3,))
     fits = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim >= 2 and picture.size > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.engines import Made
+from tests.engines import Made, run_python
 from vitedge.errors import DeadlineError, EngineError, QueueFullError, VitEdgeError
 from vitedge.images import decode, list_images
 from vitedge.runtime.batcher import Batcher, Counts, Pace
@@ -340,10 +341,11 @@ def test_the_stages_of_a_request_add_up_to_the_time_from_capture_to_answer() -> 
     [
         ({"max_batch": 5}, "max_batch must be 1 to 4"),
         ({"max_batch": 0}, "max_batch must be 1 to 4"),
-        ({"max_delay_ms": -1.0}, "max_delay_ms must be 0 or more"),
-        ({"max_delay_ms": float("nan")}, "max_delay_ms must be 0 or more"),
+        ({"max_delay_ms": -1.0}, "max_delay_ms must be 0 to 60000"),
+        ({"max_delay_ms": 1e14}, "max_delay_ms must be 0 to 60000"),
+        ({"max_delay_ms": float("nan")}, "max_delay_ms must be 0 to 60000"),
         ({"queue": 0}, "queue must be at least 1"),
-        ({"policy": "wait"}, "policy one of block, drop-oldest, reject"),
+        ({"policy": "wait"}, "policy must be one of block, drop-oldest, reject"),
         ({"top_k": 0}, "top_k must be at least 1"),
     ],
 )
@@ -380,6 +382,112 @@ def test_a_size_is_run_as_it_is_until_it_is_known_and_then_the_quickest_that_hol
     assert [pace.size(rows) for rows in (4, 5, 6, 7, 8)] == [4, 6, 6, 7, 8]
     pace.note(7, 1.0)
     assert pace.size(7) == 7, "the first run of a size allocates, and says nothing"
+
+
+def test_what_cannot_be_a_request_is_refused_and_takes_nobody_s_place() -> None:
+    with rig(max_batch=1, queue=1, policy="drop-oldest") as r:
+        futures = [r.occupy(), r.batcher.submit(frame(1))]
+        r.settled(queued=0)
+        futures.append(r.batcher.submit(frame(2)))
+        for given, options, what in (
+            (frame(3).image, {}, "a Frame with a capture time is submitted, not ndarray"),
+            (Frame(frame(3).image, 0, None), {}, "a Frame with a capture time"),  # type: ignore[arg-type]
+            (frame(3), {"stream": [1]}, "stream must be hashable"),
+            (frame(3), {"deadline_ms": float("nan")}, "deadline_ms must be a number"),
+        ):
+            with pytest.raises(VitEdgeError, match=what):
+                r.batcher.submit(given, **options)  # type: ignore[arg-type]
+        r.gate.open()
+        assert [answer(future) for future in futures] == [99, 1, 2]
+        assert answer(r.batcher.submit(frame(3), deadline_ms=float("inf"))) == 3
+        assert answer(r.batcher.submit(frame(4), deadline_ms=1e15)) == 4
+
+
+def test_what_callbacks_do_ends_no_thread() -> None:
+    def leave(done: Future[Prediction]) -> None:
+        raise SystemExit(3)
+
+    with rig() as r:
+        first = r.occupy()
+        first.add_done_callback(leave)
+        settled, broken = r.batcher.submit(frame(1)), r.batcher.submit(frame(BROKEN))
+        broken.add_done_callback(leave)
+        r.settled(queued=0)
+        settled.set_result("by the caller")  # type: ignore[arg-type]
+        r.gate.open()
+        assert answer(first) == 99
+        assert [answer(r.batcher.submit(frame(value))) for value in range(5)] == list(range(5))
+
+
+def test_a_callback_may_submit_but_does_not_wait_for_room() -> None:
+    outcomes: list[object] = []
+
+    with rig(max_batch=1, queue=1) as r:
+
+        def again(done: Future[Prediction]) -> None:
+            try:
+                outcomes.append(r.batcher.submit(frame(7)))
+            except QueueFullError as error:
+                outcomes.append(error)
+
+        first = r.occupy()
+        in_lane = r.batcher.submit(frame(1))
+        r.settled(queued=0)
+        in_queue = r.batcher.submit(frame(2))
+        first.add_done_callback(again)
+        r.gate.open(1)
+        answer(first)
+        in_queue.add_done_callback(again)
+        r.gate.open()
+        wait([in_lane, in_queue], SECONDS)
+    refused, taken = outcomes
+    assert isinstance(refused, QueueFullError) and answer(taken) == 7  # type: ignore[arg-type]
+
+
+def test_a_bug_in_a_thread_is_told_to_all_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    with rig(max_batch=1) as r:
+        futures = [r.occupy(), *(r.batcher.submit(frame(value)) for value in range(3))]
+        monkeypatch.setattr(r.batcher._pace, "note", lambda size, ms: 1 / 0)
+        r.gate.open()
+        for future in futures:
+            with pytest.raises(EngineError, match="a thread of the batcher failed: division by zero"):
+                future.result(SECONDS)
+        with pytest.raises(EngineError, match="closed"):
+            r.batcher.submit(frame(1))
+
+
+BUSY = """if True:
+    import sys, time
+    import numpy as np
+    from vitedge import Batcher, Frame, open_engine
+    batcher = Batcher(open_engine(sys.argv[1], streams=2))
+    frame = Frame(np.zeros((1080, 1920, 3), np.uint8), 0, time.perf_counter_ns())
+    futures = [batcher.submit(frame) for _ in range(60)]
+    futures[0].result()
+"""
+
+
+def test_a_process_may_end_while_its_batcher_is_busy(made: Made) -> None:
+    for _ in range(3):
+        assert run_python(BUSY, made.engines["openvino", "int8"]).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_in_a_forked_process_the_batcher_says_whose_it_is(made: Made) -> None:
+    code = f"""{BUSY}
+    import os
+    child = os.fork()
+    if not child:
+        try:
+            batcher.submit(frame)
+        except Exception as error:
+            batcher.close()
+            os._exit(5 if "belongs to the process" in str(error) else 6)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+    batcher.close()
+    """
+    run_python(code, made.engines["openvino", "int8"])
 
 
 @pytest.mark.parametrize("streams", [1, 2])

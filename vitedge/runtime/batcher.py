@@ -10,14 +10,19 @@ through one thread. Knows nothing of cameras or files.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import itertools
 import math
+import os
+import sys
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Hashable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Literal, Protocol, get_args
@@ -25,13 +30,14 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.errors import DeadlineError, EngineError, QueueFullError, VitEdgeError
+from vitedge.errors import DeadlineError, EngineError, QueueFullError, VitEdgeError, first_line
 from vitedge.runtime.predictor import InferenceEngine, Predictor, elapsed_ms
 from vitedge.specs import Frame, Prediction, Timing
 
 Policy = Literal["block", "drop-oldest", "reject"]
 POLICIES = get_args(Policy)
 FEWER = "submit fewer, or later"
+MAX_DELAY_MS = 60_000.0
 
 
 class ForkableEngine(InferenceEngine, Protocol):
@@ -102,10 +108,11 @@ class Batcher:
         self._filling, self._writing, self._closed = False, False, False
         self._lock = threading.Lock()
         self._idle, self._to_fill, self._room = (threading.Condition(self._lock) for _ in range(3))
-        self._ending = len(self._lanes)
+        self._ending, self._process = len(self._lanes), os.getpid()
         self._threads = [
             threading.Thread(target=self._live, args=(lane,), name="vitedge-batcher", daemon=True) for lane in self._lanes
         ]
+        _open_batchers().add(self)
         for thread in self._threads:
             thread.start()
 
@@ -114,11 +121,12 @@ class Batcher:
 
         stream: who asks; streams take turns. deadline_ms: from now; a request whose batch has not begun by then fails with
         DeadlineError and costs no inference. `Future.cancel` works until its picture is preprocessed. A callback of the
-        future runs in a thread of the batcher, which waits for it. The future raises EngineError, QueueFullError where the
-        request gave way to a newer one, or whatever its picture or the engine raised.
+        future runs in a thread of the batcher, which waits for it; it may submit, but not wait for room. The future raises
+        EngineError, QueueFullError where the request gave way to a newer one, or whatever its picture or the engine raised.
         """
-        now = time.perf_counter_ns()
-        request = _Request(frame, now, None if deadline_ms is None else now + int(deadline_ms * 1e6))
+        request = _request(frame, stream, deadline_ms)
+        if os.getpid() != self._process:
+            raise EngineError("the batcher belongs to the process that this one was forked from", hint="open one here")
         with self._lock:
             given_way = self._make_room(request)
             self._waiting.setdefault(stream, deque()).append(request)
@@ -140,15 +148,21 @@ class Batcher:
         with self._lock:
             return Counts(**self._counts)
 
-    def close(self) -> None:
+    def close(self, drain: bool = True) -> None:
         """Answer all that was submitted, then end; a second call does nothing. Callers that wait for room get an EngineError.
 
-        Called from a future's callback it does not wait until that is done.
+        drain: whether those that wait are answered, else they are cancelled. Called from a future's callback it does not wait
+        until that is done. A batcher that nobody closes is ended with the process.
         """
         with self._lock:
             self._closed = True
+            waiting = [] if drain else [request for requests in self._waiting.values() for request in requests]
             for condition in (self._idle, self._to_fill, self._room):
                 condition.notify_all()
+        for request in waiting:
+            request.future.cancel()
+        if os.getpid() != self._process:
+            return  # threads do not come along into a fork
         if threading.current_thread() not in self._threads:  # a callback may close, but not wait
             for thread in self._threads:
                 thread.join()
@@ -163,7 +177,7 @@ class Batcher:
         """Wait, or take others out, until one more may wait; those that were taken out."""
         given_way: list[_Request] = []
         while not self._closed and self._queued >= self._room_for:
-            if self._policy == "reject":
+            if self._policy == "reject" or (self._policy == "block" and threading.current_thread() in self._threads):
                 self._counts["rejected"] += 1
                 raise QueueFullError(f"{self._queued} requests are waiting already", hint=FEWER)
             if self._policy == "drop-oldest":
@@ -195,20 +209,42 @@ class Batcher:
 
     def _live(self, lane: _Lane) -> None:
         """Fill, run and answer, over and over; the last thread to end closes the lanes."""
-        while self._fill(lane):
-            ran = self._infer(lane)
-            with self._lock:
-                self._slots += 1
-                self._to_fill.notify()
-            if ran is not None:
-                self._read(lane, ran)
-            lane.requests.clear()
+        try:
+            while self._fill(lane):
+                ran = self._infer(lane)
+                with self._lock:
+                    self._slots += 1
+                    self._to_fill.notify()
+                if ran is not None:
+                    self._read(lane, ran)
+                lane.requests.clear()
+        except BaseException as error:  # a bug, which nobody shall wait for in vain
+            self._abandon(lane, error)
+            raise
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Count a thread out; the last one closes the lanes."""
         with self._lock:
             self._ending -= 1
             if self._ending:
                 return
-        for ended in self._lanes:
-            ended.engine.close()
+        for lane in self._lanes:
+            lane.engine.close()
+
+    def _abandon(self, lane: _Lane, error: BaseException) -> None:
+        """Close, and tell all that wait what a thread ended of."""
+        with self._lock:
+            self._closed, self._filling, self._slots = True, False, len(self._lanes)
+            waiting = [*lane.requests, *(request for requests in self._waiting.values() for request in requests)]
+            self._waiting.clear()
+            self._queued = 0
+            for condition in (self._idle, self._to_fill, self._room):
+                condition.notify_all()
+        for request in waiting:
+            if request.future.running() or self._claim(request):
+                self._settle("failed", (request, EngineError(f"a thread of the batcher failed: {first_line(error)}")))
 
     def _fill(self, lane: _Lane) -> bool:
         """Preprocess one request after the other until the lane is to be run, for which it then has a slot; False at the end."""
@@ -330,14 +366,11 @@ class Batcher:
 
     def _settle(self, outcome: str, *results: tuple[_Request, Prediction | BaseException]) -> None:
         """Give requests their end, and count them before anybody can see it; those that have theirs already are left alone."""
-        results = tuple((request, result) for request, result in results if not request.future.done())
+        open_results = [(request, result) for request, result in results if not request.settled]
         with self._lock:
-            self._counts[outcome] += len(results)
-        for request, result in results:
-            if isinstance(result, BaseException):
-                request.future.set_exception(result)
-            else:
-                request.future.set_result(result)
+            self._counts[outcome] += len(open_results)
+        for request, result in open_results:
+            request.settle(result)
 
 
 class Pace:
@@ -380,10 +413,26 @@ class _Request:
     future: Future[Prediction] = dataclasses.field(default_factory=Future)
     begun_ns: int = 0
     prepared_ns: int = 0
+    settled: bool = False
 
     def seconds_left(self) -> float | None:
         """Until the deadline, 0.0 where it has passed; None without one."""
-        return None if self.deadline_ns is None else max(0.0, (self.deadline_ns - time.perf_counter_ns()) / 1e9)
+        if self.deadline_ns is None:
+            return None
+        return min(max(0.0, (self.deadline_ns - time.perf_counter_ns()) / 1e9), threading.TIMEOUT_MAX)
+
+    def settle(self, result: Prediction | BaseException) -> None:
+        """Hand over the result. What a callback raises besides an Exception is reported as that of a thread, which lives on."""
+        self.settled = True
+        try:
+            if isinstance(result, BaseException):
+                self.future.set_exception(result)
+            else:
+                self.future.set_result(result)
+        except InvalidStateError:  # who waits for it has settled it
+            pass
+        except BaseException:  # noqa: BLE001  SystemExit and the like
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
     def timing(self, ran: _Run, read_ms: float) -> Timing:
         """Where the time went, given the run and what reading its answers took."""
@@ -412,11 +461,30 @@ def _checked(engine: ForkableEngine, max_batch: int | None, max_delay_ms: float,
     if not 1 <= most <= engine.max_batch:
         hint = "build the engine for a larger batch (`batch` of the target)"
         raise VitEdgeError(f"max_batch must be 1 to {engine.max_batch}, for which the engine was built, not {most}", hint=hint)
-    if not 0 <= max_delay_ms < math.inf:
-        raise VitEdgeError(f"max_delay_ms must be 0 or more, not {max_delay_ms}")
-    if queue < 1 or policy not in POLICIES:
-        raise VitEdgeError(f"queue must be at least 1 and policy one of {', '.join(POLICIES)}, not {queue} and {policy!r}")
+    if not 0 <= max_delay_ms <= MAX_DELAY_MS:
+        raise VitEdgeError(f"max_delay_ms must be 0 to {MAX_DELAY_MS:g}, not {max_delay_ms}", hint="0 holds no frame back")
+    if queue < 1:
+        raise VitEdgeError(f"queue must be at least 1, not {queue}", hint="64 frames of 1080p are 400 MB")
+    if policy not in POLICIES:
+        raise VitEdgeError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
     return most
+
+
+def _request(frame: Frame, stream: Hashable, deadline_ms: float | None) -> _Request:
+    """A request of now, after a look at what was given."""
+    now = time.perf_counter_ns()
+    if not isinstance(frame, Frame) or not isinstance(frame.captured_ns, int):
+        hint = "Frame(image, index, time.perf_counter_ns()) makes one of a picture"
+        raise VitEdgeError(f"a Frame with a capture time is submitted, not {type(frame).__name__}", hint=hint)
+    try:
+        hash(stream)
+    except TypeError as error:
+        raise VitEdgeError(f"stream must be hashable, such as a name or number, not {stream!r}") from error
+    if deadline_ms is None or deadline_ms == math.inf:
+        return _Request(frame, now, None)
+    if not -math.inf < deadline_ms < math.inf:
+        raise VitEdgeError(f"deadline_ms must be a number of milliseconds, not {deadline_ms}")
+    return _Request(frame, now, now + int(deadline_ms * 1e6))
 
 
 def _open_lanes(engine: ForkableEngine, most: int, top_k: int) -> list[_Lane]:
@@ -431,3 +499,16 @@ def _open_lanes(engine: ForkableEngine, most: int, top_k: int) -> list[_Lane]:
             lane.engine.run(size)
         opening.pop_all()
     return lanes
+
+
+@functools.cache
+def _open_batchers() -> weakref.WeakSet[Batcher]:
+    """The batchers of this process. At its end a thread that is inside an engine would crash it, so they are ended before."""
+    batchers: weakref.WeakSet[Batcher] = weakref.WeakSet()
+
+    def end() -> None:
+        for batcher in tuple(batchers):
+            batcher.close(drain=False)
+
+    atexit.register(end)
+    return batchers

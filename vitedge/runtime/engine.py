@@ -93,6 +93,8 @@ class Engine:
 
     def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat = "rgb") -> None:
         """Preprocess a picture, laid out as `vitedge.pixels` says, into a row of `input`."""
+        if not 0 <= row < self.max_batch:
+            raise EngineError(f"there is no row {row}: the engine was built for {self.max_batch}", hint="rows count from 0")
         self._open().write(row, picture, pixels)
 
     def fork(self) -> Engine:
