@@ -179,6 +179,8 @@ def loaded(
         for client in clients:
             client.join()
         grown = resident_mib() - before
+    for client in clients:  # now that the batcher's threads have ended, all that it said has been noted
+        client.check()
     counts = batcher.counts()
     latencies = np.array([latency for client in clients for latency in client.latencies_ms])
     offered = sum(map(len, arrivals))
@@ -222,7 +224,6 @@ class Client(threading.Thread):
             futures.append(future)
         for future in futures:
             future.result()
-        self.check()
 
     def note(self, index: int, moment: float, prediction: Prediction) -> None:
         self.answers.append((index, (time.perf_counter() - moment) * 1000, prediction))

@@ -28,7 +28,7 @@ def frame_size(picture: NDArray[np.uint8], pixels: PixelFormat) -> tuple[int, in
     shape = {"grey": (), "nv12": (), "yuyv": (2,)}.get(pixels, (3,))
     fits = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim >= 2 and picture.size > 0
     if not fits or picture.shape[2:] != shape or picture.shape[0] % even[0] or picture.shape[1] % even[1]:
-        raise VitEdgeError(f"a picture in {pixels} must be a non-empty {_WANTED[pixels]}, not {_described(picture)}")
+        raise VitEdgeError(f"a picture in {pixels} must be a non-empty {_WANTED[pixels]}, not {described(picture)}")
     height, width = picture.shape[:2]
     return (height * 2 // 3 if pixels == "nv12" else height), width
 
@@ -49,6 +49,11 @@ def to_rgb(picture: NDArray[np.uint8], pixels: PixelFormat) -> NDArray[np.uint8]
     return _from_yuv(picture[:height], colour)
 
 
+def described(value: object) -> str:
+    """What an array is, or the type of what is none, for a sentence."""
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
 def _from_yuv(luma: NDArray[np.uint8], colour: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """uint8[H, W] and uint8[H, W, 2] (U, V) as uint8[H, W, 3] RGB."""
     grey = np.maximum(luma.astype(np.int32) - 16, 0) * LUMA + (1 << (SHIFT - 1))
@@ -64,7 +69,3 @@ _WANTED: dict[PixelFormat, str] = {
     "yuyv": "uint8[height, width, 2] of an even width",
     "nv12": "uint8[height * 3/2, width] of an even height and width",
 }
-
-
-def _described(value: object) -> str:
-    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -54,6 +54,7 @@ CHAIN = 8  # of them in a row: one alone would bring its 8 or 16 bits in and its
 CPUS = Path("/sys/devices/system/cpu")  # where Linux tells what caches they have
 CACHE = ("type", "level", "shared_cpu_list", "size")  # of a cache, a file each
 PRODUCTS_S, READS = 1.0, 4  # how long products take turns, and how often memory is read
+_LOADING = threading.Lock()
 READ_BYTES, READ_STEP = 2**28, 2**25  # in all, which few caches hold, and at a time
 
 
@@ -421,13 +422,18 @@ def _reason(error: Exception) -> str:
     return (telling or lines or [type(error).__name__])[-1]
 
 
-@functools.cache
 def _core() -> Any:
-    """The one Core of this process.
+    """The one Core of this process, whichever thread asks first.
 
     With AMX, its CPU plugin gives the thread that loads it a stack for signals, and takes that away when the plugin goes; with
     two of them, gone in another order than they came, the next signal, Ctrl-C say, would be a segmentation fault.
     """
+    with _LOADING:
+        return _cached_core()
+
+
+@functools.cache
+def _cached_core() -> Any:
     return _openvino().Core()
 
 

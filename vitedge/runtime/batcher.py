@@ -36,8 +36,10 @@ from vitedge.specs import Frame, Prediction, Timing
 
 Policy = Literal["block", "drop-oldest", "reject"]
 POLICIES = get_args(Policy)
+Outcome = Literal["answered", "failed", "late", "dropped"]
 FEWER = "submit fewer, or later"
 MAX_DELAY_MS = 60_000.0
+HASTE_NS = 2_000_000  # before a deadline a batch begins, whatever it might have waited for
 
 
 class ForkableEngine(InferenceEngine, Protocol):
@@ -120,9 +122,10 @@ class Batcher:
         """Ask for the prediction of a frame, whose pixels must stay as they are until the future is done.
 
         stream: who asks; streams take turns. deadline_ms: from now; a request whose batch has not begun by then fails with
-        DeadlineError and costs no inference. `Future.cancel` works until its picture is preprocessed. A callback of the
-        future runs in a thread of the batcher, which waits for it; it may submit, but not wait for room. The future raises
-        EngineError, QueueFullError where the request gave way to a newer one, or whatever its picture or the engine raised.
+        DeadlineError. `Future.cancel` works until its picture is preprocessed. A callback of an answer runs in a thread of the
+        batcher, which waits for it; it may submit, but not wait for room. Raises EngineError where the batcher is closed,
+        QueueFullError and DeadlineError where there is no room. The future raises DeadlineError, QueueFullError where the
+        request gave way to a newer one, or whatever its picture or the engine raised.
         """
         request = _request(frame, stream, deadline_ms)
         if os.getpid() != self._process:
@@ -181,16 +184,13 @@ class Batcher:
                 self._counts["rejected"] += 1
                 raise QueueFullError(f"{self._queued} requests are waiting already", hint=FEWER)
             if self._policy == "drop-oldest":
-                given_way.append(self._take(max(self._waiting, key=self._length)))
+                given_way.append(self._take(max(self._waiting, key=lambda stream: len(self._waiting[stream]))))
             elif not self._room.wait(request.seconds_left()):
                 self._counts["rejected"] += 1
                 raise DeadlineError("there was no room for the request before its deadline", hint=FEWER)
         if self._closed:
             raise EngineError("the batcher is closed")
         return given_way
-
-    def _length(self, stream: Hashable) -> int:
-        return len(self._waiting[stream])
 
     def _take(self, stream: Hashable) -> _Request:
         """The oldest request of a stream."""
@@ -281,15 +281,18 @@ class Batcher:
             return False
         if self._closed and not self._queued:
             return True  # also of an empty lane, of which all requests were cancelled
-        held = len(lane.requests) < self._most and not self._closed
-        return bool(lane.requests) and (not held or self._held_ns(lane) >= self._hold_ns)
+        full = len(lane.requests) == self._most or self._closed
+        return bool(lane.requests) and (full or self._held_for_ns(lane) <= 0)
 
     def _patience_s(self, lane: _Lane) -> float | None:
         """How long the lane may still be held back; None while it is empty, or only a slot is missing."""
-        return max(0.0, (self._hold_ns - self._held_ns(lane)) / 1e9) if lane.requests and self._slots else None
+        return max(0.0, self._held_for_ns(lane) / 1e9) if lane.requests and self._slots else None
 
-    def _held_ns(self, lane: _Lane) -> int:
-        return time.perf_counter_ns() - lane.requests[0].submitted_ns
+    def _held_for_ns(self, lane: _Lane) -> int:
+        """How long the lane may still be held back, so that no deadline passes meanwhile."""
+        until = lane.requests[0].submitted_ns + self._hold_ns
+        deadlines = [request.deadline_ns for request in lane.requests if request.deadline_ns is not None]
+        return min([until, *(deadline - HASTE_NS for deadline in deadlines)]) - time.perf_counter_ns()
 
     def _claim(self, request: _Request) -> bool:
         """Whether nobody has cancelled the request; from here on nobody can."""
@@ -316,13 +319,14 @@ class Batcher:
         request.prepared_ns = time.perf_counter_ns()
         lane.requests.append(request)
 
-    def _infer(self, lane: _Lane) -> _Run | None:
-        """Run a lane; where that fails, each of its requests alone. None where there is nothing left to read."""
+    def _infer(self, lane: _Lane, size: int | None = None) -> _Run | None:
+        """Run a lane, at the quickest size or the given one; where that fails, each request alone. None: nothing is to be read."""
         wanted = [request for request in lane.requests if self._in_time(request)]
         if not wanted:
             return None
         rows = len(lane.requests)
-        size, start = self._pace.size(rows), time.perf_counter_ns()
+        size = size or self._pace.size(rows)
+        start = time.perf_counter_ns()
         try:
             outputs = lane.engine.run(size)
         except Exception as error:  # noqa: BLE001  whatever the engine raised is told to who waits
@@ -343,7 +347,7 @@ class Batcher:
         for request in requests:
             alone = dataclasses.replace(lane, requests=[])
             self._write(request, alone)
-            ran = self._infer(alone)
+            ran = self._infer(alone, size=1)  # the row behind it may hold the one that fails
             if ran is not None:
                 self._read(alone, ran)
 
@@ -364,7 +368,7 @@ class Batcher:
         pairs = zip(requests, answers, strict=True)
         self._settle("answered", *((request, Prediction(*answer, request.timing(ran, read_ms))) for request, answer in pairs))
 
-    def _settle(self, outcome: str, *results: tuple[_Request, Prediction | BaseException]) -> None:
+    def _settle(self, outcome: Outcome, *results: tuple[_Request, Prediction | BaseException]) -> None:
         """Give requests their end, and count them before anybody can see it; those that have theirs already are left alone."""
         open_results = [(request, result) for request, result in results if not request.settled]
         with self._lock:

@@ -95,22 +95,25 @@ class Engine:
         """Preprocess a picture, laid out as `vitedge.pixels` says, into a row of `input`."""
         if not 0 <= row < self.max_batch:
             raise EngineError(f"there is no row {row}: the engine was built for {self.max_batch}", hint="rows count from 0")
-        self._open().write(row, picture, pixels)
+        with self._turn:
+            self._open().write(row, picture, pixels)
 
     def fork(self) -> Engine:
         """The same plan, opened once more with an `input` of its own: engines that run in a thread each, and are closed each."""
-        return Engine(self.path, self.manifest, self._open().fork())
+        with self._turn:
+            return Engine(self.path, self.manifest, self._open().fork())
 
     def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Copy `rows` ([count, ...] of the input's dtype) in, run them, and return a copy of the answer; safe in any thread."""
-        if rows.dtype != self.input.dtype or rows.shape[1:] != self.input.shape[1:]:
-            wanted = ", ".join(map(str, self.input.shape[1:]))
-            raise EngineError(
-                f"the engine takes {self.input.dtype}[batch, {wanted}], not {rows.dtype}{list(rows.shape)}",
-                hint="vitedge.preprocess.write_input makes such rows from images",
-            )
         with self._turn:
-            self.input[: min(len(rows), self.max_batch)] = rows[: self.max_batch]
+            given = self.input
+            if rows.dtype != given.dtype or rows.shape[1:] != given.shape[1:]:
+                wanted = ", ".join(map(str, given.shape[1:]))
+                raise EngineError(
+                    f"the engine takes {given.dtype}[batch, {wanted}], not {rows.dtype}{list(rows.shape)}",
+                    hint="vitedge.preprocess.write_input makes such rows from images",
+                )
+            given[: min(len(rows), self.max_batch)] = rows[: self.max_batch]
             answer: NDArray[np.float32] = self.run(len(rows)).copy()
         return answer
 
