@@ -3,8 +3,8 @@
     a picture (see pixels.py)  ->  resized, cropped uint8[h, w, C]  ->  int8[N, P*P*C] patches, or the image itself
 
 This is the reference, by Pillow: resample_cpu.py and the CUDA kernel equal it bit for bit. It equals what torchvision's and
-timm's evaluation transforms do, but for ties (see `_resample`). No mean, std or float: the engine has those folded into its first layer. Knows
-nothing of files, cameras, batches or engines.
+timm's evaluation transforms do, but for ties (see `_resample`). No mean, std or float: the engine has those folded into its
+first layer. Knows nothing of files, cameras, batches or engines.
 """
 
 from __future__ import annotations

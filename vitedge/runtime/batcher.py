@@ -320,7 +320,7 @@ class Batcher:
         lane.requests.append(request)
 
     def _infer(self, lane: _Lane, size: int | None = None) -> _Run | None:
-        """Run a lane, at the quickest size or the given one; where that fails, each request alone. None: nothing is to be read."""
+        """Run a lane, at the quickest size or the given one; where that fails, each request alone. None: nothing to read."""
         wanted = [request for request in lane.requests if self._in_time(request)]
         if not wanted:
             return None
