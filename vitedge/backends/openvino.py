@@ -266,7 +266,7 @@ def _kind(layer: str, operations: list[str], origins: tuple[str, ...]) -> Kind:
 class Compiled:
     """A plan compiled for this processor, for all sessions of it.
 
-    Static shapes are faster, so the best and the largest batch get a compilation each, and all others share a dynamic one.
+    Static shapes are faster, so the target's three batches get a compilation each, and all others share a dynamic one.
     The best is compiled at once, the others when they are first asked for. streams: how many requests run at a time.
     """
 
@@ -278,7 +278,7 @@ class Compiled:
 
     def request(self, count: int) -> Any:
         """A new inference request for a batch of `count`."""
-        return self._for_batch(count if count in self._target.batch[1:] else None).create_infer_request()
+        return self._for_batch(count if count in self._target.batch else None).create_infer_request()
 
     def _for_batch(self, batch: int | None) -> Any:
         with self._turn:

@@ -91,7 +91,7 @@ class Predictor:
         if not np.isfinite(peaks).all():
             peak = peaks[~np.isfinite(peaks)][0]
             raise EngineError(f"the engine's output holds {peak}", hint="an overflow? compare it with the fp32 engine")
-        tops = _tops(outputs, self._card, self._top_k) if self._card.task == "classify" else [()] * len(outputs)
+        tops = _tops(outputs, peaks, self._card, self._top_k) if self._card.task == "classify" else [()] * len(outputs)
         return [(top, np.array(output, np.float32)) for top, output in zip(tops, outputs, strict=True)]
 
     def _prepare(self, frame: Frame, row: int) -> float:
@@ -117,20 +117,18 @@ def _check_labels(card: ModelCard) -> None:
         raise EngineError(f"{card.name} has {shape[-1]} outputs and {len(card.labels)} labels", hint=EXPORT_LABELS)
 
 
-def _tops(logits: NDArray[np.float32], card: ModelCard, count: int) -> list[Top]:
+def _tops(logits: NDArray[np.float32], peaks: NDArray[np.float32], card: ModelCard, count: int) -> list[Top]:
     """Of each row the `count` classes of the highest softmax probability, best first; of equals, the lower index first."""
     labels = card.labels
     if logits.ndim != 2:
         raise EngineError(f"{card.name} classifies, but answers with the shape {list(logits.shape[1:])}", hint=EXPORT_CLASSIFIER)
     if labels and len(labels) != logits.shape[1]:
         raise EngineError(f"{card.name} has {logits.shape[1]} outputs and {len(labels)} labels", hint=EXPORT_LABELS)
-    best = np.stack([_largest(row, count) for row in logits])
-    # at most 1 each: no logit is too large
-    weights = np.exp(np.subtract(logits, np.take_along_axis(logits, best[:, :1], axis=1), dtype=np.float64))
-    shares = np.take_along_axis(weights, best, axis=1) / weights.sum(axis=1, keepdims=True)
+    weights = np.exp(np.subtract(logits, peaks[:, None], dtype=np.float64))  # at most 1: no logit is too large
+    shares = weights / weights.sum(axis=1)[:, None]
     return [
-        tuple((labels[i] if labels else str(i), share) for i, share in zip(*row, strict=True))
-        for row in zip(best.tolist(), shares.tolist(), strict=True)
+        tuple((labels[i] if labels else str(i), float(share[i])) for i in _largest(row, count).tolist())
+        for row, share in zip(logits, shares, strict=True)
     ]
 
 
