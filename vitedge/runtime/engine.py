@@ -74,7 +74,8 @@ class Engine:
     def input(self) -> NDArray[Any]:
         """[max_batch, ...], int8 patches or uint8 pixels, to write rows into. To be asked for anew after a `write`.
 
-        `write` may leave its row on the GPU: then this brings it back, and an array from before cannot be written into.
+        `write` may leave its row on the GPU: then this brings it back, and an array from before cannot be written into. That
+        holds for the array itself, not for views taken of it (`row = engine.input[0]`): what they write after a `write` is lost.
         """
         return self._open().input
 
