@@ -104,7 +104,7 @@ def installed_backend() -> str:
         with suppress(MissingPackageError):
             load_backend(name).version()
             return name
-    raise VitEdgeError("neither TensorRT nor TensorRT-RTX is installed", hint="pip install tensorrt, or 'vitedge[rtx]'")
+    raise VitEdgeError("neither TensorRT nor TensorRT-RTX is installed", hint="pip install tensorrt, or '.[rtx]'")
 
 
 def peaks_here(gpu: cuda.Gpu) -> tuple[Peaks | None, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -19,11 +20,23 @@ import pytest
 import typer
 from PIL import Image
 
-from tests.engines import CHECKPOINT, IMAGES, MODEL, ROOT, Made, quantize_plainly, run_python, start_python, write_images
+from tests.engines import (
+    CHECKPOINT,
+    IMAGES,
+    MODEL,
+    ROOT,
+    Made,
+    edit_manifest,
+    quantize_plainly,
+    run_python,
+    start_python,
+    write_images,
+)
 from vitedge import cli
 from vitedge.compiler import graph
 from vitedge.runtime.camera import open_source
 from vitedge.runtime.overlay import open_recorder
+from vitedge.specs import Target, to_dict
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
@@ -494,7 +507,7 @@ def test_explain_says_what_it_cannot_do(made: Made, vitedge: Vitedge) -> None:
 def test_models_lists_the_ways_to_name_one(vitedge: Vitedge) -> None:
     said = vitedge("models")
     assert said.code == 0 and said.err == ""
-    for word in ("path/file.py:factory", "hf:", "timm:", "torchvision:", "vitedge[compile]"):
+    for word in ("path/file.py:factory", "hf:", "timm:", "torchvision:", ".[compile]"):
         assert word in said.out
 
 
@@ -523,6 +536,28 @@ def test_the_newest_engine_of_exactly_that_variant_is_found(
     assert said.code == 0 and re.search("^int8 ", said.out, re.MULTILINE), said
     said = vitedge("run", "vit/int", "--source", made.images)
     assert said.code == 1 and "hint:  there are vit/int8, vit/int8-smooth\n" in said.err
+
+
+def test_a_newer_engine_for_another_machine_is_passed_over_and_that_is_said(
+    made: Made, vitedge: Vitedge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, foreign = (tmp_path / "engines" / "vit" / f"int8-{name * 12}" for name in "01")
+    for folder in (mine, foreign):
+        shutil.copytree(made.engines["openvino", "int8"], folder, copy_function=shutil.copyfile)
+    target = to_dict(Target("nowhere", "tensorrt-rtx", capability="99.0"))
+    edit_manifest(foreign, backend="tensorrt-rtx", target=target)
+    os.utime(mine / "manifest.json", (1000, 1000))
+    (tmp_path / "calibration").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for command in (["bench", "vit/int8", "--images", made.images, "--seconds", 0], ["explain", "vit/int8", "--seconds", 0.1]):
+        said = vitedge(*command)
+        assert said.code == 0, said
+        assert f"engine: engines/vit/{mine.name}\n" in said.err
+        assert f"note: engines/vit/{foreign.name} is newer, but is for another machine\n" in said.err
+    edit_manifest(mine, backend="tensorrt-rtx", target=target)
+    os.utime(mine / "manifest.json", (1000, 1000))
+    said = vitedge("bench", "vit/int8", "--images", made.images, "--seconds", 0)
+    assert said.code == 1 and f"engine: engines/vit/{foreign.name}\n" in said.err, "none opens here: the newest is asked"
 
 
 BENCH = ["bench", "engine", "--images", "images"]

@@ -1,4 +1,4 @@
-"""A device has numpy, Pillow and one backend: an environment with `vitedge[cpu]` alone runs engines that were made elsewhere."""
+"""A device has numpy, Pillow and one backend: an environment with the extra `cpu` alone runs engines that were made elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vitedge.specs import Frame
 
 CONSTRAINTS = ROOT / "constraints.txt"
 COMPILER = "the package 'torch' is not installed"
-HINT = "pip install 'vitedge[compile]'"
+HINT = "pip install '.[compile]'"
 NO_NETWORK = ("connection", "retrying", "timed out", "name resolution")  # as pip says it
 
 
@@ -161,7 +161,7 @@ def test_video_and_pictures_to_save_say_which_extra_to_install(device: Device) -
     (device.folder / "clip.mp4").write_bytes(b"not looked at")
     for arguments in (["--source", "clip.mp4"], ["--source", "0"], ["--source", device.images, "--save", "out"]):
         said = device.refused("run", device.engine, *arguments)
-        assert "opencv-python-headless" in said and "pip install 'vitedge[camera]'" in said, said
+        assert "opencv-python-headless" in said and "pip install '.[camera]'" in said, said
 
 
 def test_commands_that_need_no_backend_work_there(device: Device) -> None:

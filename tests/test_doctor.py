@@ -80,7 +80,7 @@ def test_tensorrt_without_pycuda_says_that_and_not_that_there_is_no_gpu(monkeypa
     monkeypatch.setattr(doctor, "require_gpu", lack)
     finding = next(finding for finding in examine() if finding.backend == "tensorrt")
     assert (finding.passed, finding.text) == (None, "10.3.0, but the package 'pycuda' is not installed")
-    assert finding.hint == "pip install 'vitedge[gpu]'"
+    assert str(finding.hint).startswith("pip install pycuda; ")
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "one byte"])
@@ -94,7 +94,7 @@ def test_a_damaged_model_is_a_finding_that_blames_no_backend(
     monkeypatch.setattr(doctor, "MODEL", tmp_path / "doctor.onnx")
     for finding in installed():
         assert finding.passed is False and finding.text == f"{tmp_path / 'doctor.onnx'} is missing or damaged"
-        assert finding.hint == "pip install --force-reinstall --no-deps vitedge"
+        assert finding.hint == "install vitedge again"
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])

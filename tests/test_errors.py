@@ -25,7 +25,8 @@ def test_the_first_line_of_an_error_is_never_empty(error: Exception, line: str) 
 def test_what_cannot_be_imported_names_its_package_and_extra(package: str | None, named: str) -> None:
     with pytest.raises(MissingPackageError, match=f"the package '{named}' is not installed") as caught:
         import_package("no_such_module", "camera", package)
-    assert caught.value.hint == "pip install 'vitedge[camera]'"
+    hint = f"pip install {named}; or, in a clone of vitedge, all that goes with it: pip install '.[camera]'"
+    assert caught.value.hint == hint, "nothing is asked of an index by the name of vitedge, which is not there"
 
 
 def test_what_is_installed_is_given() -> None:

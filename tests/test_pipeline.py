@@ -13,7 +13,7 @@ from tests.engines import CHECKPOINT, FASHION, IMAGES, MODEL, Made, Silent, run_
 from vitedge import pipeline
 from vitedge.backends.build import read_manifest
 from vitedge.bound import Bound, check_bound
-from vitedge.errors import VitEdgeError
+from vitedge.errors import MissingPackageError, VitEdgeError
 from vitedge.images import list_images
 from vitedge.pipeline import Job, ModelSource
 from vitedge.runtime.engine import open_engine
@@ -198,7 +198,8 @@ try:
 except MissingPackageError as error:
     print(error, error.hint)
 """
-    assert run_python(code).stdout == f"the package {package!r} is not installed pip install 'vitedge[compile]'\n"
+    missing = MissingPackageError(package, "compile")
+    assert run_python(code).stdout == f"{missing} {missing.hint}\n"
 
 
 BAD = "head"

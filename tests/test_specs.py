@@ -17,6 +17,7 @@ from vitedge.specs import (
     BenchRow,
     Manifest,
     ModelCard,
+    Peaks,
     Preprocess,
     Recipe,
     ScaleTable,
@@ -101,7 +102,7 @@ WORKS = st.builds(
     st.dictionaries(st.sampled_from(["int4", "int8", "fp16", "bf16", "fp32"]), st.integers(0, 10**12)),
 )
 MANIFESTS = st.builds(
-    Manifest, CARDS, TEXT, st.none() | RECIPES, TARGETS, st.sampled_from(["fp32", "bf16"]), TEXT, TEXT, TEXT, TEXT, TEXT, TEXT,
+    Manifest, CARDS, NAMES, st.none() | RECIPES, TARGETS, st.sampled_from(["fp32", "bf16"]), TEXT, TEXT, TEXT, TEXT, TEXT, TEXT,
     work=st.none() | WORKS,
 )  # fmt: skip
 TIMINGS = st.builds(Timing, REALS, REALS, REALS, REALS)
@@ -235,6 +236,7 @@ WRONG_TYPES: list[tuple[type, dict[str, Any], str]] = [
     (Recipe, {"skip": "head"}, "Recipe.skip must be a list, not 'head'"),
     (Recipe, {"skip": [1]}, "Recipe.skip must be str, not 1"),
     (Target, {"backend": 3}, "Target.backend must be str"),
+    (Target, {"capability": 8.6}, 'Target.capability must be str, not 8.6: put it in quotes, "8.6"'),
     (Target, {"batch": 4}, "Target.batch must be a list, not 4"),
     (Target, {"batch": [1, 4]}, r"Target.batch needs 3 values, not \[1, 4\]"),
     (Target, {"batch": [1, 4, "8"]}, "Target.batch must be int, not '8'"),
@@ -261,6 +263,13 @@ def test_a_value_of_another_type_is_named_with_its_key(cls: type, data: dict[str
         from_dict(cls, data)
 
 
+MANIFEST: dict[str, Any] = {
+    "card": ModelCard("vit", "embed", Preprocess((4, 4), (0.5,) * 3, (0.5,) * 3)),
+    "recipe": None,
+    "target": Target(),
+    "float_type": "fp32",
+    **dict.fromkeys(("onnx_sha256", "plan_sha256", "backend", "backend_version", "device", "built_at"), ""),
+}
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
 SIZED: dict[str, Any] = {"size": (8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
 WRONG_VALUES: list[tuple[type, dict[str, Any], str]] = [
@@ -292,6 +301,12 @@ WRONG_VALUES: list[tuple[type, dict[str, Any], str]] = [
     (Target, {"batch": (2, 1, 4)}, "batch must be"),
     (Target, {"batch": (1, 8, 4)}, "batch must be"),
     (Target, {"threads": 0}, "threads must be 1 to 1024, not 0"),
+    (Target, {"workspace_mib": 0}, "workspace_mib must be 1 to 16777216, not 0"),
+    (Target, {"workspace_mib": 17592186044416}, "workspace_mib must be 1 to 16777216, not 17592186044416"),
+    *((Peaks, {"tops": {"int8": top}, "bandwidth_gb_s": 1.0}, "peaks must be positive numbers") for top in (0.0, 1e300, 1e-300)),
+    *((Peaks, {"tops": {"int8": 1.0}, "bandwidth_gb_s": most}, "peaks must be positive numbers") for most in (0.0, 1e300)),
+    (Work, {"macs": {"int8": 10**400}, "weights": {}}, "below 2.*63"),
+    (Manifest, {**MANIFEST, "variant": "../../../tmp/esc"}, "a name is made of letters"),
     (Target, {"batch": (1, 1, 4097)}, "batch must be at most 4096"),
     (
         ModelCard,
@@ -314,6 +329,7 @@ WRONG_VALUES += [
     for cls in (Recipe, Target)
     for name in ("", "a/b", "..", "-x", "a b", "ü", "a\n")
 ]
+WRONG_VALUES += [(cls, {"name": 101 * "a"}, "a name has at most 100 letters, and 'a{20}'... has 101") for cls in (Recipe, Target)]
 
 
 @pytest.mark.parametrize(("cls", "values", "message"), WRONG_VALUES)

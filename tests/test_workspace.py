@@ -17,7 +17,7 @@ from vitedge.errors import ModelError, VitEdgeError
 from vitedge.specs import Recipe, Target
 from vitedge.workspace import (
     content_key,
-    find_engine,
+    find_engines,
     find_graph,
     find_root,
     init_workspace,
@@ -71,17 +71,17 @@ def test_a_new_workspace_keeps_what_was_there(tmp_path: Path) -> None:
     assert not any(init_workspace(tmp_path).values())
 
 
-def test_an_engine_is_found_by_model_and_variant_and_is_the_newest(root: Path) -> None:
+def test_an_engine_is_found_by_model_and_variant_the_newest_first(root: Path) -> None:
     for age, name in enumerate(["int8-aaa", "int8-bbb", "int8-percentile-ccc", "fp32-ddd", ".int8-eee"]):
         manifest = root / "engines" / "vit" / name / "manifest.json"
         manifest.parent.mkdir(parents=True)
         manifest.touch()
         os.utime(manifest, (1000 + age, 1000 + age))
-    assert find_engine(Path("vit/int8")) == root / "engines" / "vit" / "int8-bbb"
-    assert find_engine(Path("vit/int8-percentile")).name == "int8-percentile-ccc"
-    assert find_engine(Path("engines/vit/int8-aaa")) == Path("engines/vit/int8-aaa")
+    assert [folder.name for folder in find_engines(Path("vit/int8"))] == ["int8-bbb", "int8-aaa"]
+    assert [folder.name for folder in find_engines(Path("vit/int8-percentile"))] == ["int8-percentile-ccc"]
+    assert find_engines(Path("engines/vit/int8-aaa")) == [Path("engines/vit/int8-aaa")]
     with pytest.raises(VitEdgeError, match=r"there is no engine vit/bf16") as caught:
-        find_engine(Path("vit/bf16"))
+        find_engines(Path("vit/bf16"))
     assert caught.value.hint == "there are vit/fp32, vit/int8, vit/int8-percentile"
 
 
@@ -121,6 +121,28 @@ def test_a_target_is_a_file_of_the_workspace_or_built_in(root: Path) -> None:
     assert load_target("pi") == Target("pi", "onnxruntime", (1, 1, 4), 3)
 
 
+def test_a_target_for_gpus_without_a_backend_is_refused(root: Path) -> None:
+    path = root / "engines" / "targets" / "box.toml"
+    path.write_text('capability = "8.6"\nrefit = true')
+    for name in ("box", str(path)):
+        with pytest.raises(VitEdgeError, match=r"box\.toml says capability, refit, which are for GPUs, and no backend") as caught:
+            load_target(name)
+        assert 'backend = "tensorrt"' in str(caught.value.hint)
+    assert load_target("box", "tensorrt").backend == "tensorrt"
+
+
+def test_a_target_names_its_file_in_what_is_wrong_with_it(root: Path) -> None:
+    (root / "my target.toml").write_text('backend = "tensorrt"')
+    with pytest.raises(VitEdgeError, match=r"my target\.toml") as caught:
+        load_target("my target.toml")
+    assert "rename it to my-target.toml" in str(caught.value.hint)
+    (root / "my target.toml").write_text('name = "mine"')
+    assert load_target("my target.toml").name == "mine"
+    (root / "engines" / "targets" / "box.toml").write_text("capability = 8.6")
+    with pytest.raises(VitEdgeError, match=r'box\.toml: Target\.capability must be str, not 8\.6: put it in quotes, "8\.6"'):
+        load_target("box")
+
+
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones(root: Path) -> None:
     (root / "calibration" / "recipes" / "careful.toml").touch()
     for name in ("int4", "gone.toml", "../int8"):
@@ -135,7 +157,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(root: Path) -> No
 BAD_TOML = {
     "method = max": r"cannot read .*bad.toml: Invalid value \(at line 1, column 10\)",
     "images = 3\nimages = 4\n\n": r"cannot read .*bad.toml: Cannot overwrite a value \(at line 2",
-    "percentil = 99.9": "Recipe has no key 'percentil'",
+    "percentil = 99.9": "bad.toml: Recipe has no key 'percentil'",
     'method = "median"': "Recipe.method must be one of",
     "percentile = nan": "percentile must be in",
     "skip = 'head'": "Recipe.skip must be a list",

@@ -24,7 +24,7 @@ import vitedge
 from vitedge.errors import VitEdgeError
 from vitedge.specs import BenchRow, Frame, Prediction, to_dict
 from vitedge.workspace import (
-    find_engine,
+    find_engines,
     find_graph,
     find_root,
     init_workspace,
@@ -62,7 +62,7 @@ Images = Annotated[
     Path, typer.Option(help="Folder of real images, searched at any depth; sub-folders are labels.", show_default=False)
 ]
 SIDE = "A MODEL as `vitedge export` takes it, an ONNX file, MODEL/VARIANT.onnx, an engine directory or MODEL/VARIANT"
-ENGINE = "An engine directory, or MODEL/VARIANT for the one below engines/ that was made last"
+ENGINE = "An engine directory, or MODEL/VARIANT for the one below engines/ that was made last, of those that open here"
 
 
 def complete_engine(typed: str) -> list[str]:
@@ -327,9 +327,10 @@ def refit(
     """Replace the weights of a TensorRT engine, in seconds; its target must have said refit = true."""
     from vitedge.backends.build import refit_engine
 
+    old = _engine(engine)
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("refit")
-        folder = refit_engine(find_engine(engine), find_graph(onnx), output or find_root() / "engines")
+        folder = refit_engine(old, find_graph(onnx), output or find_root() / "engines")
         terminal.end("refit", short_path(folder))
     out.print(short_path(folder), markup=False, soft_wrap=True)
 
@@ -349,8 +350,7 @@ def run(
     from vitedge.runtime.live import run as run_live
 
     notes: list[str] = []
-    folder = find_engine(engine)
-    err.print(f"[dim]engine: {escape(short_path(folder))}[/]", soft_wrap=True)
+    folder = _engine(engine)
     count, begun = 0, 0.0
     for frame, prediction in run_live(folder, source, save=save, top_k=top, limit=limit, notes=notes):
         begun = begun or time.perf_counter()  # from the first answer on: opening the engine is not what a frame costs
@@ -384,9 +384,7 @@ def bench(
     from vitedge.images import list_images
 
     notes: list[str] = []
-    folders = [find_engine(engine) for engine in engines]
-    for folder in folders:
-        err.print(f"[dim]engine: {escape(short_path(folder))}[/]", soft_wrap=True)
+    folders = [_engine(engine) for engine in engines]
     with contextlib.closing(Terminal()) as terminal:
         files = list_images(images)
         rows = pipeline.bench_step(folders, files, batch or [1], seconds, notes=notes, watcher=terminal)
@@ -500,7 +498,7 @@ def explain(
     from vitedge.bench.environment import environment
     from vitedge.bench.explain import explain as examine
 
-    folders = [find_engine(path) for path in (engine, other) if path]
+    folders = [_engine(path) for path in (engine, other) if path]
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("explain")
         found = examine(folders, batch, seconds, terminal.progress)
@@ -526,7 +524,7 @@ def doctor() -> None:
         if finding.hint:
             out.print(f"      [dim]{escape(finding.hint)}[/]", soft_wrap=True)
     if not any(finding.passed for finding in findings):
-        raise VitEdgeError("no backend works here", hint="pip install 'vitedge[cpu]'")
+        raise VitEdgeError("no backend works here", hint="pip install openvino")
     if any(finding.passed is False for finding in findings):
         raise typer.Exit(1)
 
@@ -575,6 +573,17 @@ def main() -> None:
         if end.code == INTERRUPTED:
             err.print("interrupted; what was finished is kept, and the next run goes on from there")
         raise
+
+
+def _engine(name: Path) -> Path:
+    """The directory of the engine `name`; which one that is, and whether a newer one was passed over, is said."""
+    from vitedge.runtime.engine import find_engine
+
+    folder, newest = find_engine(name), find_engines(name)[0]
+    err.print(f"[dim]engine: {escape(short_path(folder))}[/]", soft_wrap=True)
+    if folder != newest:
+        _print_notes([f"{short_path(newest)} is newer, but is for another machine"])
+    return folder
 
 
 def _require_other(output: Path, *inputs: Path) -> None:

@@ -85,7 +85,7 @@ def _without_gpu(name: str, version: str, folder: Path) -> Finding:
 
 def _check_model() -> None:
     if not MODEL.is_file() or sha256(MODEL) != SHA256:
-        raise ModelError(f"{MODEL} is missing or damaged", hint="pip install --force-reinstall --no-deps vitedge")
+        raise ModelError(f"{MODEL} is missing or damaged", hint="install vitedge again")
 
 
 def _check(scores: np.ndarray, name: str) -> None:

@@ -30,7 +30,8 @@ class MissingPackageError(VitEdgeError):
     """`package` is needed and comes with the extra `extra` of vitedge."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"the package {package!r} is not installed", hint=f"pip install 'vitedge[{extra}]'")
+        hint = f"pip install {package}; or, in a clone of vitedge, all that goes with it: pip install '.[{extra}]'"
+        super().__init__(f"the package {package!r} is not installed", hint=hint)
 
 
 class ImageError(VitEdgeError):

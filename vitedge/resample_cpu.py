@@ -2,7 +2,7 @@
 
     (height, width) + format + Preprocess  ->  a share of the work for each thread, kept  ->  patches or image
 
-The loops are in resample_kernels.py, for which numba has to be installed (`vitedge[cpu]`); it takes a quarter of a second to
+The loops are in resample_kernels.py, for which numba has to be installed (`.[cpu]`); it takes a quarter of a second to
 load them when the first picture comes, and seconds to compile them where that was never done.
 Rows of the result are shared out to a few threads that wait without spinning, so that an engine's own threads have the
 cores to themselves afterwards. After the first picture of its size a call allocates no buffer. Knows nothing of cards,

@@ -38,6 +38,10 @@ WEIGHT_BITS = {"int4": 4, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}  # that
 MAX_BATCH = 4096  # that exported graphs are declared for
 MAX_STREAMS = 64
 MAX_THREADS = 1024
+MAX_WORKSPACE_MIB = 2**24  # no GPU has a thousandth of that, and bytes are counted in 64 bits
+MAX_NAME = 100  # letters: a file system takes 255, and names get a variant, a hash and a suffix beside them
+MAX_COUNT = 2**63  # of work
+LEAST_PEAK, LARGEST_PEAK = 1e-6, 1e9  # TOPS or GB/s of whatever computes
 LARGEST = 1e30  # of a range, scale or shift: float32 multiplies it without overflow, and no healthy model comes near
 TOLERANCE = 1e-4  # how far an exported model may lie from torch, as a part of its output's range
 
@@ -100,7 +104,7 @@ class ModelCard:
     outputs: tuple[TensorSpec, ...] = ()
 
     def __post_init__(self) -> None:
-        _require_name(self.name)
+        require_name(self.name)
         _require_choices(self)
         object.__setattr__(self, "labels", tuple(map(str, self.labels)))
         lone = [label for label in self.labels if any("\ud800" <= letter <= "\udfff" for letter in label)]
@@ -143,7 +147,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require_name(self.name)
+        require_name(self.name)
         _require(self.name != "fp32", "a recipe cannot be called fp32, which is the name of the float model")
         _require_choices(self)
         _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
@@ -202,7 +206,8 @@ class Peaks:
         stray = ", ".join(map(str, self.tops.keys() - set(COMPUTE_TYPES)))
         _require(not stray, f"peaks.tops are of {', '.join(COMPUTE_TYPES)}, not of {stray}")
         figures = (*self.tops.values(), self.bandwidth_gb_s)
-        _require(all(0 < figure < math.inf for figure in figures), f"peaks must be positive numbers, not {figures}")
+        fit = all(LEAST_PEAK <= figure <= LARGEST_PEAK for figure in figures)
+        _require(fit, f"peaks must be positive numbers, in TOPS and GB/s, from {LEAST_PEAK:g} to {LARGEST_PEAK:g}, not {figures}")
         _require(0 <= self.cache_mib < math.inf, f"peaks.cache_mib must be a number from 0 on, not {self.cache_mib}")
 
 
@@ -221,7 +226,7 @@ class Work:
         _require(self.macs.keys() <= set(COMPUTE_TYPES), f"macs are of {', '.join(COMPUTE_TYPES)}, not {self.macs}")
         _require(self.weights.keys() <= WEIGHT_BITS.keys(), f"weights are of {', '.join(WEIGHT_BITS)}, not {self.weights}")
         counts = (*self.macs.values(), *self.weights.values())
-        _require(all(count >= 0 for count in counts), f"work is counted from 0 on, not {counts}")
+        _require(all(0 <= count < MAX_COUNT for count in counts), f"work is counted from 0 on, below 2**63, not {counts}")
 
     @property
     def weight_bytes(self) -> int:
@@ -260,7 +265,7 @@ class Target:
     peaks: Peaks | None = None
 
     def __post_init__(self) -> None:
-        _require_name(self.name)
+        require_name(self.name)
         _require_choices(self)
         low, best, high = self.batch
         _require(1 <= low <= best <= high, f"batch must be (min, opt, max) with 1 <= min <= opt <= max, not {self.batch}")
@@ -272,7 +277,8 @@ class Target:
         numbered = self.capability is None or re.fullmatch(r"\d+\.\d", self.capability)
         _require(bool(numbered), f'capability must be MAJOR.MINOR in quotes, such as "8.7", not {self.capability!r}')
         _require(
-            self.workspace_mib is None or self.workspace_mib > 0, f"workspace_mib must be positive, not {self.workspace_mib}"
+            self.workspace_mib is None or 0 < self.workspace_mib <= MAX_WORKSPACE_MIB,
+            f"workspace_mib must be 1 to {MAX_WORKSPACE_MIB}, not {self.workspace_mib}",
         )
         _require(0 <= self.optimization_level <= 5, f"optimization_level must be 0 to 5, not {self.optimization_level}")
 
@@ -300,6 +306,9 @@ class Manifest:
     platform: str = ""
     driver: str = ""
     work: Work | None = None
+
+    def __post_init__(self) -> None:
+        require_name(self.variant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,8 +420,9 @@ def _require_choices(spec: Any) -> None:
             _typed(hint, getattr(spec, key), f"{type(spec).__name__}.{key}")
 
 
-def _require_name(name: str) -> None:
-    """Names become parts of paths."""
+def require_name(name: str) -> None:
+    """Refuse what is no name of a model, variant, recipe or target: names become parts of paths."""
+    _require(len(name) <= MAX_NAME, f"a name has at most {MAX_NAME} letters, and {name[:20]!r}... has {len(name)}")
     fits = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name)
     _require(bool(fits), f"a name is made of letters, digits and _ . + -, which {name!r} is not")
 
@@ -455,5 +465,6 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         _require(abs(value) < 2**1024, f"{where} is too large a number")
         return float(value)
     fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    _require(fits, f"{where} must be {hint.__name__}, not {value!r}")
+    quotes = f': put it in quotes, "{value}"' if hint is str and isinstance(value, (int, float)) else ""
+    _require(fits, f"{where} must be {hint.__name__}, not {value!r}{quotes}")
     return value

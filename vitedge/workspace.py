@@ -34,6 +34,7 @@ T = TypeVar("T")
 ABANDONED_S = 86_400  # a temporary file of this age belongs to nobody: no build takes a day
 TEMPLATE = Path(__file__).with_name("template")
 BUILTIN_TARGETS = TEMPLATE / "engines" / "targets"
+GPU_KEYS = {"capability", "workspace_mib", "optimization_level", "hardware", "version_compatible", "refit"}
 PLAIN_LIST = re.compile(r"\[\n[^][{}\"]*\]")  # of numbers; text is left alone, since it may hold anything
 BUILTIN_RECIPES = {
     recipe.name: recipe
@@ -98,16 +99,16 @@ def known_targets() -> list[str]:
     return sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
 
 
-def find_engine(name: Path) -> Path:
-    """The engine directory `name`, or for MODEL/VARIANT the one that was built, or found fresh, last in the workspace."""
+def find_engines(name: Path) -> list[Path]:
+    """The engine directory `name`, or for MODEL/VARIANT those of the workspace, the one built, or found fresh, last first."""
     if name.exists() or len(name.parts) > 2:
-        return name
+        return [name]
     engines = known_engines()
     found = [folder for folder, known in engines.items() if known == name.as_posix()]
     if not found:
         hint = f"there are {', '.join(sorted(set(engines.values())))}" if engines else "`vitedge make` builds them"
         raise VitEdgeError(f"there is no engine {name}", hint=hint)
-    return max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns)
+    return sorted(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns, reverse=True)
 
 
 def find_graph(name: Path) -> Path:
@@ -135,8 +136,15 @@ def load_target(name: str, backend: str | None = None) -> Target:
     """
     own = find_root() / "engines" / "targets"
     brought = not (own / f"{name}.toml").is_file() and (BUILTIN_TARGETS / f"{name}.toml").is_file()
-    target = _load(Target, name, BUILTIN_TARGETS if brought else own, {})
-    return dataclasses.replace(target, backend=backend) if backend else target
+    folder = BUILTIN_TARGETS if brought else own
+    target = _load(Target, name, folder, {})
+    if backend:
+        return dataclasses.replace(target, backend=backend)
+    keys = read_toml(path) if (path := _path(name, folder)).is_file() else {}
+    if "backend" not in keys and (gpu := sorted(keys.keys() & GPU_KEYS)):
+        what = f"{path} says {', '.join(gpu)}, which {'is' if len(gpu) == 1 else 'are'} for GPUs, and no backend"
+        raise VitEdgeError(what, hint='add backend = "tensorrt" or backend = "tensorrt-rtx"')
+    return target
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -146,6 +154,20 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise VitEdgeError(f"cannot read {path}: {error}") from error
     return content
+
+
+def read_spec(cls: type[T], path: Path, *, named: bool = False) -> T:
+    """The dataclass `cls` from a TOML file, which a VitEdgeError names. named: after the file, if not in it."""
+    data = read_toml(path)
+    if named and "name" not in data:
+        if "".join(path.stem.split()) != path.stem:
+            hint = f'rename it to {"-".join(path.stem.split())}.toml, or give it a name: name = "..."'
+            raise VitEdgeError(f"{path} is named after what it holds, and no name has a space", hint=hint)
+        data = {"name": path.stem, **data}
+    try:
+        return from_dict(cls, data)
+    except VitEdgeError as error:
+        raise VitEdgeError(f"{path}: {error}", hint=error.hint) from error
 
 
 def read_json(path: Path) -> Any:
@@ -218,10 +240,14 @@ def staged(path: Path) -> Iterator[Path]:
             _remove(temporary)
 
 
+def _path(name: str, folder: Path) -> Path:
+    return Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
+
+
 def _load(cls: type[T], name: str, folder: Path, builtin: dict[str, T]) -> T:
-    path = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
+    path = _path(name, folder)
     if path.is_file():
-        return from_dict(cls, {"name": path.stem, **read_toml(path)})
+        return read_spec(cls, path, named=True)
     if name in builtin:
         return builtin[name]
     known = known_recipes() if cls is Recipe else known_targets()

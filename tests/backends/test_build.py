@@ -137,6 +137,15 @@ def test_a_fresh_engine_tells_the_peaks_that_the_target_has_now(made: Made, tmp_
     assert (folder / "model.bin").stat().st_mtime_ns == plan
 
 
+def test_a_variant_that_leads_out_of_the_workspace_is_refused(made: Made, tmp_path: Path) -> None:
+    model = onnx.load(made.graphs["int8"])
+    next(entry for entry in model.metadata_props if entry.key == "vitedge.variant").value = "../../../tmp/esc"
+    onnx.save(model, tmp_path / "esc.onnx")
+    with pytest.raises(ModelError, match=r"the variant in .*esc\.onnx is no name"):
+        build_engine(tmp_path / "esc.onnx", Target(), tmp_path / "engines")
+    assert not (tmp_path / "engines").exists()
+
+
 def test_what_an_engine_is_made_from_decides_its_name(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def name(graph: str = "int8", **changes: object) -> str:
         return prepare_build(made.graphs[graph], dataclasses.replace(Target(), **changes), tmp_path).folder.name  # type: ignore[arg-type]
@@ -422,4 +431,4 @@ try:
 except MissingPackageError as error:
     print(error, error.hint)
 """
-    assert f"vitedge[{extra}]" in run_python(code).stdout
+    assert f"'.[{extra}]'" in run_python(code).stdout

@@ -32,7 +32,7 @@ from vitedge.images import list_images
 from vitedge.runtime.engine import open_engine
 from vitedge.specs import FloatType, Manifest, Recipe, Target
 
-pytest.importorskip("tensorrt_rtx_bindings", reason="pip install 'vitedge[rtx]'", exc_type=ImportError)
+pytest.importorskip("tensorrt_rtx_bindings", reason="pip install '.[rtx]'", exc_type=ImportError)
 TARGET = Target("rtx-3090", "tensorrt-rtx", capability="8.6")
 OLD_API = json.loads((ROOT / "tests/data/trt_api/8.6.1.json").read_text("utf-8"))["api"]
 ORIN = cuda.Gpu("Orin", "8.7", "12.6", 7620)
@@ -293,6 +293,7 @@ def test_mixed_float_types_are_refused_by_the_node_that_mixes_them(half: Path, t
         (dataclasses.replace(TARGET, capability="8.7"), "does not build for compute capability 8.7", "8.6, 8.9"),
         (dataclasses.replace(TARGET, capability="7.5"), "asks for fp32, which tensorrt-rtx on compute capability 7.5", "fp16"),
         (dataclasses.replace(TARGET, hardware="ampere-plus"), 'does not know hardware = "ampere-plus"', 'hardware = "this"'),
+        (dataclasses.replace(TARGET, version_compatible=True), "for later releases", "version_compatible = false"),
         (dataclasses.replace(TARGET, refit=True), "replaceable only on a GPU", "refit = false"),
         (dataclasses.replace(TARGET, capability=None), "no NVIDIA GPU here to build for", "orin-nano"),
         (Target("orin-nano", "tensorrt", capability="8.7"), "built on a GPU of compute capability 8.7, but here is no", "pack"),
@@ -312,7 +313,7 @@ def test_a_gpu_that_only_lacks_pycuda_is_not_called_absent(monkeypatch: pytest.M
     monkeypatch.setattr(ctypes, "CDLL", lambda name: name == "libcuda.so.1" or pytest.fail(name))
     with pytest.raises(AbsentDeviceError, match="but without the package 'pycuda' the GPU here is not found") as caught:
         TENSORRT.resolve(Target("orin-nano", "tensorrt", capability="8.7"))
-    assert "pip install 'vitedge[gpu]'; if not: `vitedge pack" in str(caught.value.hint)
+    assert "pip install pycuda; if not: `vitedge pack" in str(caught.value.hint)
     for backend, target in ((TENSORRT, Target("local", "tensorrt")), (TENSORRT_RTX, dataclasses.replace(TARGET, refit=True))):
         with pytest.raises(MissingPackageError, match="'pycuda' is not installed"):
             backend.resolve(target)
@@ -328,11 +329,11 @@ def test_without_the_package_the_extra_is_named() -> None:
     code = "import sys\nsys.modules['tensorrt_rtx'] = sys.modules['tensorrt_rtx_bindings'] = None\n"
     code += "from vitedge.backends import load_backend\nfrom vitedge.errors import MissingPackageError\n"
     code += "try: load_backend('tensorrt-rtx').version()\nexcept MissingPackageError as error: print(error, error.hint)"
-    assert "vitedge[rtx]" in run_python(code).stdout
+    assert "'.[rtx]'" in run_python(code).stdout
     if not _has_tensorrt():
         with pytest.raises(MissingPackageError) as caught:
             TENSORRT.version()
-        assert "vitedge[gpu]" in str(caught.value.hint)
+        assert "'.[gpu]'" in str(caught.value.hint)
 
 
 def _has_tensorrt() -> bool:
@@ -405,9 +406,17 @@ def test_a_plan_is_of_one_model_of_gpus_unless_the_target_asked_for_more(
 @pytest.mark.skipif(cuda.find_gpu() is not None, reason="there is a GPU here")
 def test_without_a_gpu_opening_is_one_sentence(made: Made, tmp_path: Path) -> None:
     folder = build_engine(made.graphs["int8"], TARGET, tmp_path)
-    with pytest.raises((EngineError, MissingPackageError)) as caught:
+    with pytest.raises(EngineError, match=r"needs an NVIDIA GPU of compute capability 8\.6, and none is here") as caught:
         open_engine(folder)
-    assert caught.value.hint and "\n" not in str(caught.value)
+    assert "--target cpu" in str(caught.value.hint) and "\n" not in str(caught.value)
+
+
+def test_without_a_gpu_that_is_said_before_any_package(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = dataclasses.replace(manifest_of(made, tmp_path), backend="tensorrt")
+    monkeypatch.setattr(cuda, "find_gpu", lambda: None)
+    monkeypatch.setattr(tensorrt.TensorRT, "version", lambda self: pytest.fail("no package would help"))
+    with pytest.raises(EngineError, match=r"of compute capability 8\.7, and none is here"):
+        TENSORRT.check(manifest)
 
 
 def test_weights_are_replaced_only_where_backend_and_target_allow_it(made: Made, tmp_path: Path) -> None:

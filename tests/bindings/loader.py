@@ -93,7 +93,7 @@ class Bindings:
     def __init__(self, folder: Path) -> None:
         specs = [importlib.util.find_spec(name) for name in ("tensorrt_rtx_libs", "tensorrt_rtx_bindings")]
         if not all(spec and spec.origin for spec in specs):
-            raise Unavailable("TensorRT-RTX is not installed: pip install 'vitedge[rtx]'")
+            raise Unavailable("TensorRT-RTX is not installed: pip install '.[rtx]'")
         self._rtx, self._rtx_bindings = (Path(str(spec and spec.origin)).parent for spec in specs)
         self._folder = folder
         self._compile()

@@ -38,9 +38,7 @@ from vitedge.errors import BuildError, EngineError
 from vitedge.specs import FloatType, Recipe, Target
 from vitedge.workspace import BUILTIN_RECIPES
 
-pytest.importorskip(
-    "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'vitedge[rtx]'", exc_type=ImportError
-)
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install '.[rtx]'", exc_type=ImportError)
 RECIPES = {
     "float": Recipe(name="float", method="none"),
     "int8": Recipe(),

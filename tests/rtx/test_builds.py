@@ -9,9 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-pytest.importorskip(
-    "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'vitedge[rtx]'", exc_type=ImportError
-)
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install '.[rtx]'", exc_type=ImportError)
 
 from benchmarks.rtx_builds import CAPABILITIES, MODELS, TYPES, model_rows
 

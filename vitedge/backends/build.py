@@ -24,7 +24,7 @@ import numpy as np
 from vitedge.backends import BackendModule, Progress, Refitting, Session, load_backend, this_platform
 from vitedge.backends.metadata import count_operators, read_metadata
 from vitedge.errors import BuildError, EngineError, ModelError, VitEdgeError
-from vitedge.specs import FloatType, Manifest, ModelCard, Recipe, Target, Work, from_dict, to_dict
+from vitedge.specs import FloatType, Manifest, ModelCard, Recipe, Target, Work, from_dict, require_name, to_dict
 from vitedge.workspace import content_key, read_json, sha256, short_path, staged, write_file, write_json
 
 
@@ -47,6 +47,10 @@ def read_source(onnx: Path) -> Source:
         recipe, work = (json.loads(entries.get(f"vitedge.{key}", "null")) for key in ("recipe", "work"))
     except (KeyError, ValueError) as error:
         raise ModelError(f"{onnx} was not exported by vitedge", hint="start from the model: vitedge export MODEL") from error
+    try:
+        require_name(variant)
+    except VitEdgeError as error:
+        raise ModelError(f"the variant in {onnx} is no name: {error}", hint="export and quantize it again") from error
     typed = cast(FloatType, entries.get("vitedge.float_type", "fp32"))
     return Source(
         from_dict(ModelCard, card),

@@ -170,6 +170,9 @@ class TensorRT:
             if target.hardware != "this":
                 what = f'TensorRT-RTX builds for one compute capability, and does not know hardware = "{target.hardware}"'
                 raise EngineError(what, hint='set hardware = "this": every GPU of that capability runs the engine')
+            if target.version_compatible:
+                what = "TensorRT-RTX builds no engines for later releases, and does not know version_compatible = true"
+                raise EngineError(what, hint="set version_compatible = false, and build again with each release")
             known = Release(self._trt()).capabilities
             if capability not in known:
                 raise EngineError(
@@ -183,7 +186,7 @@ class TensorRT:
         elif gpu is None or gpu.capability != capability:
             here = f"here is {gpu.name} ({gpu.capability})" if gpu else "here is no NVIDIA GPU"
             here = "without the package 'pycuda' the GPU here is not found" if blind else here
-            first = f"if that is this machine, pip install 'vitedge[{cuda.EXTRA}]'; if not: " if blind else ""
+            first = "if that is this machine, pip install pycuda; if not: " if blind else ""
             raise AbsentDeviceError(
                 f"a TensorRT engine for {target.name} is built on a GPU of compute capability {capability}, but {here}",
                 hint=first + _hint_elsewhere(target.name, capability),
@@ -272,6 +275,9 @@ class TensorRT:
         """Raise an EngineError, before TensorRT would, where a plan does not fit this machine."""
         if manifest.platform and manifest.platform != this_platform():
             raise _misfit(f"it was built on {manifest.platform}, and this is {this_platform()}")
+        if cuda.find_gpu() is None and not _is_pycuda_missing():  # no package would help
+            what = f"it needs an NVIDIA GPU of compute capability {manifest.target.capability}, and none is here"
+            raise EngineError(what, hint="run it on the machine that it is for, or build for this one: --target cpu")
         built, installed = _numbers(manifest.backend_version), _numbers(self.version())
         later = manifest.target.version_compatible and built[0] == installed[0] and built <= installed
         if built != installed and not later:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from vitedge.backends.build import read_source
 from vitedge.errors import ModelError, VitEdgeError, first_line, import_package
-from vitedge.runtime.engine import open_engine
+from vitedge.runtime.engine import find_engine, open_engine
 from vitedge.specs import ModelCard
-from vitedge.workspace import find_engine, find_graph, short_path
+from vitedge.workspace import find_graph, short_path
 
 if TYPE_CHECKING:
     from onnx import ModelProto

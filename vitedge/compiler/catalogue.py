@@ -17,14 +17,14 @@ class Form:
 
 
 FORMS = (
-    Form("path/file.py:factory", "any torch module; the factory returns (module, ModelCard)", "vitedge[compile]"),
+    Form("path/file.py:factory", "any torch module; the factory returns (module, ModelCard)", ".[compile]"),
     Form(
         "hf:facebook/dinov2-small",
         "ViT, DeiT, DINOv2, BEiT, Swin, CLIP, SigLIP, ... or a save_pretrained folder",
-        "vitedge[hf]",
+        ".[hf]",
     ),
-    Form("timm:vit_small_patch16_224", "PyTorch Image Models", "vitedge[timm]"),
-    Form("torchvision:vit_b_16", "torchvision", "vitedge[torchvision]"),
+    Form("timm:vit_small_patch16_224", "PyTorch Image Models", ".[timm]"),
+    Form("torchvision:vit_b_16", "torchvision", ".[torchvision]"),
 )
 
 

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from vitedge.errors import ModelError, VitEdgeError, first_line, import_package
-from vitedge.specs import Interpolation, ModelCard, Preprocess, Resize, from_dict
-from vitedge.workspace import read_toml
+from vitedge.specs import Interpolation, ModelCard, Preprocess, Resize
+from vitedge.workspace import read_spec
 
 PILLOW_FILTERS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 NESTED = ("state_dict", "model_state_dict", "model", "module", "net")  # where training scripts put the weights
@@ -56,7 +56,7 @@ def load_model(name: str, checkpoint: Path | None = None, preprocess: Path | Non
     checkpoint: .safetensors, or .pth/.pt/.bin read with weights_only=True; its keys must fit exactly.
     preprocess: a TOML file with the keys of Preprocess, in place of what the model's config says.
     """
-    given = from_dict(Preprocess, read_toml(preprocess)) if preprocess else None
+    given = read_spec(Preprocess, preprocess) if preprocess else None
     kind, _, rest = name.partition(":")
     loaders = {"hf": _from_transformers, "timm": _from_timm, "torchvision": _from_torchvision}
     if kind in loaders and rest:

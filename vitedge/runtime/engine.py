@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from vitedge.backends import Session, load_backend
 from vitedge.backends.build import plan_sha256, read_manifest
-from vitedge.errors import EngineError
+from vitedge.errors import EngineError, VitEdgeError
 from vitedge.specs import Manifest, PixelFormat
+from vitedge.workspace import find_engines
 
 
 def open_engine(path: str | Path, streams: int | None = None) -> Engine:
@@ -51,6 +52,25 @@ def open_engine(path: str | Path, streams: int | None = None) -> Engine:
     if streams is not None:
         manifest = replace(manifest, target=replace(manifest.target, streams=streams))
     return Engine(folder, manifest, backend.open(folder, manifest.card, manifest.target, manifest.float_type))
+
+
+def find_engine(name: Path) -> Path:
+    """The engine directory `name`, or for MODEL/VARIANT the one made last of those that open here, or, if none does, of all."""
+    found = find_engines(name)
+    return next((folder for folder in found if len(found) > 1 and _fits_here(folder)), found[0])
+
+
+def _fits_here(folder: Path) -> bool:
+    """Whether an engine is for a machine like this one, as far as its manifest tells."""
+    try:
+        manifest = read_manifest(folder)
+        backend = load_backend(manifest.backend)
+        if not backend.runs_here(manifest.target):
+            return False
+        backend.check(manifest)
+    except VitEdgeError:
+        return False
+    return True
 
 
 class Engine:
