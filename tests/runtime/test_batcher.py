@@ -423,6 +423,7 @@ def test_what_cannot_be_a_request_is_refused_and_takes_nobody_s_place() -> None:
         assert answer(r.batcher.submit(frame(4), deadline_ms=1e15)) == 4
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_callbacks_do_ends_no_thread() -> None:
     def leave(done: Future[Prediction]) -> None:
         raise SystemExit(3)
