@@ -98,9 +98,10 @@ class Rig:
 def rig(max_batch: int = 4, max_delay_ms: float = 0.0, streams: int = 1, **options: Any) -> Iterator[Rig]:
     gate, runs = Gate(), list[int]()
     engine = Echo(gate, runs, max_batch, streams)
-    gate.open((streams + 1) * len({1, min(2, max_batch), max_batch}))
+    gate.open((streams + 1) * len({1, min(2, max_batch), max_batch}) + 2 * len({1, min(2, max_batch), max_batch}))
     with Batcher(engine, max_delay_ms=max_delay_ms, **options) as batcher:
         assert not gate.permits.acquire(blocking=False), "the warm-up took other runs than these"
+        batcher._quick = max_batch  # an Echo takes no time, of which nothing can be told
         runs.clear()
         while gate.started.acquire(blocking=False):
             pass
@@ -391,6 +392,35 @@ def test_an_engine_that_fails_at_once_leaves_nothing_behind() -> None:
     with pytest.raises(EngineError, match="no memory"):
         Batcher(Failing(Gate(), []))
     assert [fork.closed for fork in Failing.forks] == [1, 1] and threading.active_count() == threads
+
+
+class Slow(Echo):
+    """Takes `each` milliseconds for each frame, and `once` for a batch."""
+
+    once, each = 0.0, 0.0
+
+    def run(self, count: int) -> NDArray[np.float32]:
+        time.sleep((self.once + self.each * count) / 1000)
+        self.runs.append(count)
+        return self.input[:count, :1].astype(np.float32)
+
+    def fork(self) -> Slow:
+        return type(self)(self.gate, self.runs, self.max_batch)
+
+
+@pytest.mark.parametrize(("once", "each", "quick"), [(0.0, 4.0, 1), (20.0, 0.0, 16), (16.0, 2.0, 16)])
+def test_a_batch_is_no_larger_than_pays(once: float, each: float, quick: int) -> None:
+    kind = type("Kind", (Slow,), {"once": once, "each": each})
+    with Batcher(kind(Gate(), runs := [], 16), queue=64) as batcher:
+        assert batcher._quick == quick
+        runs.clear()
+        few = [batcher.submit(frame(value)) for value in range(8)]
+        wait(few, SECONDS)
+        assert max(runs) <= quick
+        many = [batcher.submit(frame(value)) for value in range(60)]
+        wait(many, SECONDS)
+        assert max(runs) == 16, "so many wait that throughput is all that counts"
+    assert [answer(one) for one in many] == list(range(60))
 
 
 def test_a_size_is_run_as_it_is_until_it_is_known_and_then_the_quickest_that_holds_it() -> None:

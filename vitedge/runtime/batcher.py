@@ -39,6 +39,7 @@ POLICIES = get_args(Policy)
 Outcome = Literal["answered", "failed", "late", "dropped"]
 FEWER = "submit fewer, or later"
 MAX_DELAY_MS = 60_000.0
+NEARLY = 0.9  # of the best rate
 HASTE_NS = 2_000_000  # before a deadline a batch begins, whatever it might have waited for
 
 
@@ -83,10 +84,10 @@ class Batcher:
     """Many callers share one engine.
 
     engine: it is forked and stays open when the batcher is closed. max_batch: frames in one run at most; by default what the
-    engine was built for. max_delay_ms: how long a frame may be held back for company while the engine is free; 0 runs it at
-    once, and batches form by themselves while the engine is busy. queue: how many requests may wait. policy: what happens to
-    one more: its caller waits ("block"), the oldest of the longest stream gives way ("drop-oldest"), or `submit` raises
-    QueueFullError ("reject"). top_k: as of a Predictor.
+    engine was built for. Fewer make a batch where more gain nothing, which is measured on opening. max_delay_ms: how long a
+    frame may be held back for company while the engine is free; 0 runs it at once, and batches form by themselves while the
+    engine is busy. queue: how many requests may wait. policy: what happens to one more: its caller waits ("block"), the oldest
+    of the longest stream gives way ("drop-oldest"), or `submit` raises QueueFullError ("reject"). top_k: as of a Predictor.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Batcher:
         self._counts = dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0)
         self._pace = Pace()
         self._lanes = _open_lanes(engine, self._most, top_k)
+        self._quick = _quick_size(self._lanes[0].engine, self._most)
         self._slots = engine.streams  # for runs at a time
         self._filling, self._writing, self._closed = False, False, False
         self._lock = threading.Lock()
@@ -264,7 +266,7 @@ class Batcher:
         with self._lock:
             self._writing = False
             while not self._due(lane):
-                if self._queued and len(lane.requests) < self._most:
+                if self._queued and len(lane.requests) < self._enough():
                     self._writing = True
                     if self._queued <= self._room_for // 2 + 1:  # who waits for room is woken for more than one request
                         self._room.notify_all()
@@ -281,8 +283,12 @@ class Batcher:
             return False
         if self._closed and not self._queued:
             return True  # also of an empty lane, of which all requests were cancelled
-        full = len(lane.requests) == self._most or self._closed
+        full = len(lane.requests) >= self._enough() or self._closed
         return bool(lane.requests) and (full or self._held_for_ns(lane) <= 0)
+
+    def _enough(self) -> int:
+        """How many requests make a batch: no more than gain something, unless so many wait that throughput is all that counts."""
+        return self._most if self._queued >= self._most else self._quick
 
     def _patience_s(self, lane: _Lane) -> float | None:
         """How long the lane may still be held back; None while it is empty, or only a slot is missing."""
@@ -489,6 +495,17 @@ def _request(frame: Frame, stream: Hashable, deadline_ms: float | None) -> _Requ
     if not -math.inf < deadline_ms < math.inf:
         raise VitEdgeError(f"deadline_ms must be a number of milliseconds, not {deadline_ms}")
     return _Request(frame, now, now + int(deadline_ms * 1e6))
+
+
+def _quick_size(engine: ForkableEngine, most: int) -> int:
+    """The smallest batch with nearly the rate of the best one: in a larger one, frames would wait for each other in vain."""
+    sizes, rates = sorted({*(1 << power for power in range(most.bit_length())), most}), list[float]()
+    for size in sizes:
+        engine.run(size)  # the first run of a size allocates
+        start = time.perf_counter_ns()
+        engine.run(size)
+        rates.append(size / max(elapsed_ms(start), 1e-6))
+    return next(size for size, rate in zip(sizes, rates, strict=True) if rate >= NEARLY * max(rates))
 
 
 def _open_lanes(engine: ForkableEngine, most: int, top_k: int) -> list[_Lane]:
