@@ -4,8 +4,9 @@
 
     python -m benchmarks.batching [--model fashion] [--seconds 6] [--output results/batching.json]
 
-Capacity is the best rate of batches of a fixed size, through as many predictors as the engine has streams: no queue, no
-waiting, the same preprocessing and answers. Arrivals are open-loop: they do not wait for answers, and a latency counts from
+The static rate is that of batches of a fixed size, through as many predictors as the engine has streams: no queue, no
+waiting, the same preprocessing and answers. Capacity is what the batcher answers when it is flooded, and the loads are parts
+of that. Arrivals are open-loop: they do not wait for answers, and a latency counts from
 the moment at which a frame was due, so that a stall is charged to all that it delays. Beside each 99th percentile stands that
 of an ideal server with the same times for each batch size and the same arrivals, that costs nothing itself: the least that
 queueing theory leaves. Memory is the process's resident set.
@@ -41,7 +42,7 @@ from vitedge.workspace import write_json
 SIZES = (1, 2, 4, 8, 16)
 ROUNDS = 4  # of static batches and floods, in turns
 STREAMS = (1, 4, 16)
-LOADS = (0.2, 0.5, 0.7, 0.9, 1.2)  # of capacity
+LOADS = (0.2, 0.5, 0.7, 0.9, 1.2)
 DELAY_MS = 2.0
 QUEUE = 64
 STATM = Path("/proc/self/statm")
@@ -77,14 +78,14 @@ def measure(served: Served, seconds: float) -> dict[str, Any]:
         bench = prepare(engine, served)
         static, flooded = in_turns(bench, seconds / 2)
         best = max(static, key=lambda size: static[size])
-        capacity = static[best]
+        capacity = flooded
         times = batch_times(bench)
         unloaded = unloaded_latency(bench)
         err.print(f"{served.name}: {engine.streams} streams, static {static}, flooded {flooded:.1f}, unloaded {unloaded}")
         loads = [loaded(bench, streams, load, capacity, seconds, times) for streams in STREAMS for load in LOADS]
     return {
         "model": served.name, "streams": engine.streams, "static_per_s": {str(size): rate for size, rate in static.items()},
-        "capacity_per_s": capacity, "best_batch": best, "flooded_per_s": flooded, "flooded_of_capacity": flooded / capacity,
+        "capacity_per_s": flooded, "best_batch": best, "capacity_of_static": flooded / static[best],
         "unloaded_p50_ms": unloaded[0], "unloaded_p99_ms": unloaded[1],
         "batch_ms": {str(size): float(ms) for size, ms in times.items()}, "loads": loads,
     }  # fmt: skip
@@ -178,6 +179,8 @@ def loaded(
         for client in clients:
             client.join()
         grown = resident_mib() - before
+    for client in clients:  # now that the batcher's threads have ended, all that it said has been noted
+        client.check()
     counts = batcher.counts()
     latencies = np.array([latency for client in clients for latency in client.latencies_ms])
     offered = sum(map(len, arrivals))
@@ -221,7 +224,6 @@ class Client(threading.Thread):
             futures.append(future)
         for future in futures:
             future.result()
-        self.check()
 
     def note(self, index: int, moment: float, prediction: Prediction) -> None:
         self.answers.append((index, (time.perf_counter() - moment) * 1000, prediction))

@@ -10,9 +10,10 @@
 
 Batch 1. Weights decide nothing about latency, so they are random, and INT8 is calibrated on noise; nothing here says how
 accurate an engine is. `graphs` and `preprocess` are the switches: CUDA graphs or one call after another, pictures prepared by
-the kernel or on the CPU. torch is the same model in FP16, eagerly and by torch.compile, fed as its users do: Pillow, normalised
-on the CPU, copied. Where torch has no CUDA, or an engine cannot be built, the file says why. `--prepare` makes the graphs,
-which takes minutes and no GPU, and leaves them in .cache/gpu_runtime/. Knows nothing of Markdown: that is readme.py.
+the kernel or on the CPU. torch is the same model in FP16, eagerly and by torch.compile, fed as its users do: OpenCV's cvtColor,
+Pillow, normalised on the CPU, copied. Where torch has no CUDA, or an engine cannot be built, the file says why. `--prepare`
+makes the graphs, which takes minutes and no GPU, and leaves them in .cache/gpu_runtime/. Knows nothing of Markdown: that is
+readme.py.
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ def stages_of(engine: Engine) -> dict[str, float]:
     session: Any = own._session
     session.graphs = False
     frame = noise_frame()
-    stream, most = session._stream, {"host copy, upload and kernel": [], "input upload": [], "plan": [], "download": []}
+    stream, samples = session._stream, {"host copy, upload and kernel": [], "input upload": [], "plan": [], "download": []}
     with cuda.Device():
         marks = [cuda.Event(timed=True) for _ in range(5)]
         for number in range(STAGE_RUNS + WARM_RUNS):
@@ -202,14 +203,14 @@ def stages_of(engine: Engine) -> dict[str, float]:
                 if work:
                     work()
             stream.synchronize()
-            for taken, before, after in zip(most.values(), marks, marks[1:], strict=False):
+            for taken, before, after in zip(samples.values(), marks, marks[1:], strict=False):
                 if number >= WARM_RUNS:
                     taken.append(after.ms_since(before))
         for mark in marks:
             mark.close()
     own.close()
     on_cpu = "" if not session.write_note else " (on the CPU)"
-    return {f"{stage}{on_cpu if 'kernel' in stage else ''}": rounded(float(np.median(taken))) for stage, taken in most.items()}
+    return {f"{stage}{on_cpu if 'kernel' in stage else ''}": rounded(float(np.median(taken))) for stage, taken in samples.items()}
 
 
 def stage_work(session: Any, frame: NDArray[np.uint8]) -> Iterator[Callable[[], object]]:
@@ -246,19 +247,19 @@ def torch_candidates(module: Any, card: ModelCard) -> list[Candidate]:
     """The module in FP16 on the GPU, eagerly and compiled; a VitEdgeError where torch has no CUDA."""
     import torch
 
-    from vitedge.pixels import to_rgb
     from vitedge.preprocess import resize
+    from vitedge.runtime.camera import load_cv2
 
     if not torch.cuda.is_available():
         raise VitEdgeError("this torch has no CUDA")
-    frame, spec = noise_frame(), card.preprocess
+    cv2, frame, spec = load_cv2(), noise_frame(), card.preprocess
     mean, std = (np.asarray(values, np.float32) for values in (spec.mean, spec.std))
     half = module.half().cuda().eval()
     compiled = torch.compile(half, mode="reduce-overhead")  # with CUDA graphs
     row = torch.zeros((1, 3, *spec.size), dtype=torch.float16).pin_memory()
 
     def prepare() -> Any:
-        scaled = (resize(to_rgb(frame, FRAME[1]), spec).astype(np.float32) / 255 - mean) / std
+        scaled = (resize(cv2.cvtColor(frame, cv2.COLOR_YUV2RGB_NV12), spec).astype(np.float32) / 255 - mean) / std
         row.copy_(torch.from_numpy(scaled.transpose(2, 0, 1)[None]))
         return row.cuda(non_blocking=True)
 

@@ -33,6 +33,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cpu_latency import ratio_intervals
 from vitedge import preprocess
 from vitedge.bench.environment import environment
 from vitedge.bench.latency import TURN_CALLS, timed_turn
@@ -51,7 +52,6 @@ OURS = "vitedge"
 TOO_SLOW = ("OpenVINO BICUBIC_PILLOW",)  # for 4K: seconds a frame
 PACKAGES = ("numba", "pillow", "numpy", "opencv-python-headless", "openvino", "torch", "torchvision", "transformers")
 WAIT_S = 0.5  # after a turn that other processes disturbed
-RESAMPLES = 2000  # of the bootstrap
 Frame = NDArray[np.uint8]
 Prepare = Callable[[Frame], Any]  # int8[196, 768] patches, or float32[1, 3, 224, 224]
 err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
@@ -126,9 +126,10 @@ def open_candidates(size: tuple[int, int], left_out: Sequence[str]) -> tuple[dic
 
 def vitedge(size: tuple[int, int]) -> Prepare:
     """The compiled loops, into one buffer, as a session has it."""
-    import numba
+    from vitedge.resample_cpu import kernels
 
-    assert numba.__version__
+    if kernels() is None:
+        raise ModuleNotFoundError(name="numba")
     row = np.empty(input_shape(CARD), np.int8)
 
     def prepare(image: Frame) -> NDArray[np.int8]:
@@ -292,18 +293,6 @@ def time_in_turns(
                 samples[index, number], disturbed = timed_turn(lambda prepare=prepare: prepare(next(endless)))
             kept += disturbed
     return samples, again, kept
-
-
-def ratio_intervals(samples: NDArray[np.float64], ours: int) -> NDArray[np.float64]:
-    """95 % intervals of each candidate's median over ours, float64[candidates, 2]; whole rounds are drawn, as they drift."""
-    generator = np.random.default_rng(0)
-    rounds = samples.shape[1]
-    ratios = np.empty((RESAMPLES, len(samples)))
-    for row in ratios:
-        drawn = samples[:, generator.integers(rounds, size=rounds)]
-        medians = np.median(drawn.reshape(len(samples), -1), axis=1)
-        row[:] = medians / medians[ours]
-    return np.percentile(ratios, [2.5, 97.5], axis=0).T
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -114,9 +114,8 @@ def bench_table(document: dict[str, Any]) -> str:
          f"{row['size_mib']:.1f}", *(cell(row[key], form) for key, (_, form) in measured.items())]
         for row in document["rows"]
     ]  # fmt: skip
-    where, first = document["environment"], document["rows"][0]
-    machine = f"{where['machine']}, {where['cores']} cores ({where['int8']}), {where['date']}; OpenVINO {where['openvino']}"
-    return f"{markdown([head, *rows])}\nBatch {first['batch']}, {first['images']} images. {machine}. `{where['command']}`\n"
+    first = document["rows"][0]
+    return f"{markdown([head, *rows])}\nBatch {first['batch']}, {first['images']} images. {place(document['environment'])}\n"
 
 
 def quantizers(document: dict[str, Any]) -> str:
@@ -292,6 +291,63 @@ def preprocess_caption(document: dict[str, Any]) -> str:
     )
 
 
+def overhead(document: dict[str, Any]) -> str:
+    """The table of overhead.py: the bare call, and what a frame needs on top of it."""
+    stages, memory = document["stages_ms"], document["memory"]
+    ratio = f"{document['ratio']:.3f} ({document['ratio_low']:.3f} - {document['ratio_high']:.3f})"
+    rows = [
+        ["what", "computes", "ms", "× the bare call"],
+        ["`engine.run(1)`", f"{document['model']} in INT8", f"{document['engine_ms']:.2f}", "1.000"],
+        ["`Predictor(engine)(frame)`", "the same, from frame to labels", f"{document['frame_to_answer_ms']:.2f}", ratio],
+    ]
+    height, width = document["frame"]
+    return (
+        f"{markdown(rows)}\nMedians of {document['rounds']} rounds in turns, batch 1, a frame of {width} x {height}; in brackets "
+        f"the 95 % interval. Stages: preprocess {stages['preprocess']:.2f}, infer {stages['infer']:.2f}, answer "
+        f"{stages['postprocess']:.2f} ms. After {memory['calls']} calls {memory['kept_bytes_per_call']:.2f} bytes a call were "
+        f"still allocated, and at most {memory['peak_bytes'] / 1024:.0f} KiB at a time. {place(document['environment'])}\n"
+    )
+
+
+def batching(document: dict[str, Any]) -> str:
+    """The table of batching.py: a row for each model, number of callers and load."""
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "callers": lambda row: str(row["callers"]),
+        "load, % of capacity": lambda row: f"{100 * row['load']:.0f}",
+        "frames": lambda row: str(row["offered"]),
+        "rejected": lambda row: str(row["rejected"]),
+        "wrong or lost": lambda row: str(row["wrong"] + row["lost"]),
+        "in a batch": lambda row: f"{row['batch']:.1f}",
+        "p50, ms": lambda row: f"{row['p50_ms']:.1f}",
+        "p99, ms": lambda row: f"{row['p99_ms']:.1f}",
+        "ideal p99, ms": lambda row: f"{row['ideal_p99_ms']:.1f}",
+    }
+    rows = [[model["model"], *(show(row) for show in columns.values())] for model in document["models"] for row in model["loads"]]
+    return f"{markdown([['model', *columns], *rows])}\n{batching_caption(document)}\n"
+
+
+def batching_caption(document: dict[str, Any]) -> str:
+    """What 100 % of each model are, and where it was measured."""
+    rows = [row for model in document["models"] for row in model["loads"]]
+    models = "; ".join(
+        f"{model['model']}: capacity {model['capacity_per_s']:.0f} frames a second, {100 * model['capacity_of_static']:.0f} % of "
+        f"static batches of {model['best_batch']} without a queue, on {model['streams']} streams; a frame alone "
+        f"{model['unloaded_p50_ms']:.2f} ms (p99 {model['unloaded_p99_ms']:.2f})"
+        for model in document["models"]
+    )
+    return (
+        f"{models}. max_delay_ms {document['max_delay_ms']:g}, a queue of {document['queue']}, policy reject. In a row memory "
+        f"grew by at most {max(row['grown_mib'] for row in rows):.0f} MiB, and Jain's index of the callers' shares was at least "
+        f"{min(row['shares'] for row in rows):.3f}. {place(document['environment'])}"
+    )
+
+
+def place(where: dict[str, str]) -> str:
+    """Machine, date, engine and command of a measurement."""
+    machine = f"{where['machine']}, {where['cores']} cores ({where['int8']}), {where['date']}; OpenVINO {where['openvino']}"
+    return f"{machine}. `{where['command']}`"
+
+
 def cell(value: float | None, form: str) -> str:
     """A measurement; the row that the others are held against has none."""
     return "reference" if value is None else f"{value:{form}}"
@@ -338,6 +394,8 @@ TABLES = {
     "preprocess": Table("preprocess", preprocess, "docs/preprocessing.md"),
     "quantizers": Table("quantizers", quantizers),
     "quantizers_ablation": Table("quantizers", quantizers_ablation, "docs/quantization.md"),
+    "overhead": Table("overhead", overhead, "docs/runtime.md"),
+    "batching": Table("batching", batching, "docs/runtime.md"),
     "rtx_builds": Table("rtx_builds", rtx_builds),
     "rtx_builds_all": Table("rtx_builds", rtx_table, "docs/tensorrt.md"),
 }

@@ -20,10 +20,10 @@ from PIL import Image
 
 from examples.fashion_mnist.dataset import LABELS, read_idx
 from vitedge import pipeline
-from vitedge.backends.build import build_engine
+from vitedge.backends.build import build_engine, read_manifest
 from vitedge.images import decode, list_images
 from vitedge.preprocess import write_input
-from vitedge.runtime.engine import Engine, read_manifest
+from vitedge.runtime.engine import Engine
 from vitedge.specs import Recipe, Target
 
 ROOT = Path(__file__).parents[1]

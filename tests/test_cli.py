@@ -311,7 +311,7 @@ def test_run_with_json_prints_an_object_a_frame(made: Made, vitedge: Vitedge) ->
         assert set(frame) == {"index", "name", "timing", "top"} and len(frame["top"]) == 3
         probabilities = [top["probability"] for top in frame["top"]]
         assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1.0001
-        assert set(frame["timing"]) == {"capture_ms", "preprocess_ms", "infer_ms", "postprocess_ms"}
+        assert set(frame["timing"]) == {"capture_ms", "queue_ms", "preprocess_ms", "infer_ms", "postprocess_ms"}
     assert '"probability"' not in said.err
 
 

@@ -17,11 +17,11 @@ from tests.engines import CHECKPOINT, IMAGES, MODEL, ROOT, Made, Silent, run_pyt
 from vitedge import pipeline
 from vitedge.backends import BACKENDS, load_backend
 from vitedge.backends import tensorrt as tensorrt_backend
-from vitedge.backends.build import build_engine, read_source
+from vitedge.backends.build import build_engine, read_manifest, read_source
 from vitedge.errors import AbsentDeviceError, EngineError, VitEdgeError
 from vitedge.images import list_images
 from vitedge.pack import ALWAYS, JUDGED, REQUIREMENTS, Bundle, pack
-from vitedge.runtime.engine import open_engine, read_manifest
+from vitedge.runtime.engine import open_engine
 from vitedge.specs import Peaks, Recipe, Target, from_dict, to_dict
 from vitedge.workspace import load_recipe, load_target, read_json, read_toml, sha256
 

@@ -11,11 +11,12 @@ import pytest
 
 from tests.engines import CHECKPOINT, FASHION, IMAGES, MODEL, Made, Silent, run_python
 from vitedge import pipeline
+from vitedge.backends.build import read_manifest
 from vitedge.bound import Bound, check_bound
 from vitedge.errors import MissingPackageError, VitEdgeError
 from vitedge.images import list_images
 from vitedge.pipeline import Job, ModelSource
-from vitedge.runtime.engine import open_engine, read_manifest
+from vitedge.runtime.engine import open_engine
 from vitedge.specs import BenchRow, Recipe, Target
 
 pytest.importorskip("torch")

@@ -62,3 +62,9 @@ def test_what_is_no_picture_is_refused() -> None:
         to_rgb(np.zeros((2, 2, 3), np.float32), "rgb")  # type: ignore[arg-type]
     with pytest.raises(VitEdgeError, match="not list"):
         to_rgb([[1]], "grey")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pixels", ["RGB", "rgba", "", None, 5, ["rgb"]])
+def test_a_format_that_there_is_not_is_refused(pixels: Any) -> None:
+    with pytest.raises(VitEdgeError, match="there is no pixel format"):
+        frame_size(picture(4, 4, "rgb"), pixels)

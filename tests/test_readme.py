@@ -47,8 +47,9 @@ def test_the_readmes_work_as_they_are_written(workspace: Path) -> None:
     assert len(shell) >= 6
     for command in [*commands("examples/fashion_mnist/README.md"), *shell]:
         run(shlex.split(command), workspace)
-    (example,) = blocks("README.md", "python")
-    assert "Bag" in run([sys.executable, "-c", example], workspace)
+    for document in ("README.md", "docs/runtime.md"):
+        (example,) = blocks(document, "python")
+        assert "Bag" in run([sys.executable, "-c", example], workspace)
 
 
 def test_the_command_table_names_every_command() -> None:

@@ -22,11 +22,13 @@ LUMA, RED_V, GREEN_U, GREEN_V, BLUE_U = 1220542, 1673527, -409993, -852492, 2116
 
 def frame_size(picture: NDArray[np.uint8], pixels: PixelFormat) -> tuple[int, int]:
     """The (height, width) of a picture; a VitEdgeError where its array is none of that format."""
+    if not isinstance(pixels, str) or pixels not in _WANTED:
+        raise VitEdgeError(f"there is no pixel format {pixels!r}", hint=f"known: {', '.join(_WANTED)}")
     even = {"yuyv": (1, 2), "nv12": (3, 2)}.get(pixels, (1, 1))
     shape = {"grey": (), "nv12": (), "yuyv": (2,)}.get(pixels, (3,))
     fits = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim >= 2 and picture.size > 0
     if not fits or picture.shape[2:] != shape or picture.shape[0] % even[0] or picture.shape[1] % even[1]:
-        raise VitEdgeError(f"a picture in {pixels} must be a non-empty {_WANTED[pixels]}, not {_described(picture)}")
+        raise VitEdgeError(f"a picture in {pixels} must be a non-empty {_WANTED[pixels]}, not {described(picture)}")
     height, width = picture.shape[:2]
     return (height * 2 // 3 if pixels == "nv12" else height), width
 
@@ -47,6 +49,11 @@ def to_rgb(picture: NDArray[np.uint8], pixels: PixelFormat) -> NDArray[np.uint8]
     return _from_yuv(picture[:height], colour)
 
 
+def described(value: object) -> str:
+    """What an array is, or the type of what is none, for a sentence."""
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
 def _from_yuv(luma: NDArray[np.uint8], colour: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """uint8[H, W] and uint8[H, W, 2] (U, V) as uint8[H, W, 3] RGB."""
     grey = np.maximum(luma.astype(np.int32) - 16, 0) * LUMA + (1 << (SHIFT - 1))
@@ -62,7 +69,3 @@ _WANTED: dict[PixelFormat, str] = {
     "yuyv": "uint8[height, width, 2] of an even width",
     "nv12": "uint8[height * 3/2, width] of an even height and width",
 }
-
-
-def _described(value: object) -> str:
-    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -1,10 +1,10 @@
 """An image in, one row of an engine's input out, on the CPU.
 
-    uint8[H, W, 3] RGB  ->  resized, cropped uint8[h, w, C]  ->  int8[N, P*P*C] patches, or the image itself
+    a picture (see pixels.py)  ->  resized, cropped uint8[h, w, C]  ->  int8[N, P*P*C] patches, or the image itself
 
-This is the reference: another implementation may differ from it by one grey level. It equals what torchvision's and
-timm's evaluation transforms do with Pillow. No mean, std or float: the engine has those folded into its first layer. Knows
-nothing of files, cameras, batches or engines.
+This is the reference, by Pillow: resample_cpu.py and the CUDA kernel equal it bit for bit. It equals what torchvision's and
+timm's evaluation transforms do, but for ties (see `_resample`). No mean, std or float: the engine has those folded into its
+first layer. Knows nothing of files, cameras, batches or engines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitedge.errors import VitEdgeError
-from vitedge.pixels import to_rgb
+from vitedge.pixels import described, to_rgb
 from vitedge.resample_cpu import write_patches
 from vitedge.resampling import rows_read, scaled_size, seen_region
 from vitedge.specs import ModelCard, PixelFormat, Preprocess
@@ -33,7 +33,7 @@ def write_input(image: NDArray[np.uint8], card: ModelCard, out: NDArray[Any], pi
     """
     shape, dtype = input_shape(card), input_dtype(card)
     if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
-        raise VitEdgeError(f"the input buffer of {card.name} must be a contiguous {dtype}{list(shape)}, not {_described(out)}")
+        raise VitEdgeError(f"the input buffer of {card.name} must be a contiguous {dtype}{list(shape)}, not {described(out)}")
     if write_patches(image, pixels, card.preprocess, card.patch, out):
         return
     resized = resize(to_rgb(image, pixels), card.preprocess)
@@ -71,7 +71,7 @@ def patches_to_image(patches: NDArray[np.int8], card: ModelCard) -> NDArray[np.u
     if card.patch is None:
         raise VitEdgeError(f"{card.name} takes an image, not patches")
     if patches.shape != input_shape(card) or patches.dtype != np.int8:
-        raise VitEdgeError(f"the patches of {card.name} must be int8{list(input_shape(card))}, not {_described(patches)}")
+        raise VitEdgeError(f"the patches of {card.name} must be int8{list(input_shape(card))}, not {described(patches)}")
     rows, columns = patch_grid(card.preprocess, card.patch)
     pixels: NDArray[np.uint8] = patches.view(np.uint8) ^ SIGN_BIT
     pixels = pixels.reshape(rows, columns, card.patch, card.patch, -1).transpose(0, 2, 1, 3, 4)
@@ -84,7 +84,7 @@ def resize(image: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.uint8]:
     An image that needs no resizing comes back as a view of itself. A VitEdgeError says what else was given.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
-        raise VitEdgeError(f"an image must be a non-empty uint8[height, width, 3] in RGB order, not {_described(image)}")
+        raise VitEdgeError(f"an image must be a non-empty uint8[height, width, 3] in RGB order, not {described(image)}")
     source, (height, width) = (image.shape[0], image.shape[1]), spec.size
     rows, columns = seen_region(*source, spec)
     if scaled_size(source, spec) == source:
@@ -113,7 +113,3 @@ def _resample(image: NDArray[np.uint8], spec: Preprocess, rows: tuple[float, flo
 def _picture(image: NDArray[np.uint8], spec: Preprocess) -> Image.Image:
     picture = Image.fromarray(image)
     return picture if spec.channels == 3 else picture.convert("L")
-
-
-def _described(value: object) -> str:
-    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__

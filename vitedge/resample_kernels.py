@@ -51,7 +51,7 @@ def compiled_now(function: F) -> F:
     """Compile for SIGNATURE, or load what was compiled before: numba keeps it beside this file, or in the user's cache."""
     try:
         return cast(F, njit(SIGNATURE, nogil=True, cache=True)(function))
-    except (RuntimeError, OSError):  # it can be kept nowhere
+    except Exception:  # noqa: BLE001  it can be kept nowhere, or what was kept is damaged, which raises whatever it likes
         return cast(F, njit(SIGNATURE, nogil=True)(function))
 
 

@@ -21,10 +21,10 @@ from vitedge import backends
 from vitedge.backends import build as build_module
 from vitedge.backends import onnxruntime as onnxruntime_backend
 from vitedge.backends import openvino as openvino_backend
-from vitedge.backends.build import build_engine, is_whole, prepare_build, read_source, refit_engine
+from vitedge.backends.build import build_engine, is_whole, prepare_build, read_manifest, read_source, refit_engine
 from vitedge.errors import EngineError, ModelError, VitEdgeError
 from vitedge.pack import pack
-from vitedge.runtime.engine import open_engine, read_manifest
+from vitedge.runtime.engine import open_engine
 from vitedge.specs import FloatType, Manifest, Peaks, Recipe, Target
 
 onnx = pytest.importorskip("onnx")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import Made, input_rows, sqnr_db
+from tests.engines import Made, input_rows, run_python, sqnr_db
 from vitedge.backends import openvino as backend
 from vitedge.backends.build import build_engine
 from vitedge.runtime.engine import open_engine
@@ -62,3 +62,20 @@ def test_the_plan_opens_without_vitedge(made: Made) -> None:
         rows = input_rows(engine, made.images, 2)
         assert compiled(rows)[0].shape == engine(rows).shape == (2, 10)
         assert sqnr_db(engine(rows), compiled(rows)[0]) > 30
+
+
+def test_a_signal_arrives_whatever_order_engines_are_closed_in(made: Made) -> None:
+    """On a processor with AMX, a plugin that was gone took the stack for signals with it."""
+    code = f"""if True:
+        import gc, os, signal
+        from vitedge.runtime.engine import open_engine
+        first, second = (open_engine({str(made.engines["openvino", "int8"])!r}) for _ in range(2))
+        for engine in (first, second):
+            engine.run(1)
+            engine.close()
+        del first, second, engine
+        gc.collect()
+        signal.signal(signal.SIGINT, lambda *_: print("arrived"))
+        os.kill(os.getpid(), signal.SIGINT)
+    """
+    assert run_python(code).stdout == "arrived\n"

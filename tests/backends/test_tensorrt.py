@@ -21,7 +21,7 @@ from onnx import ModelProto
 
 from tests.engines import ROOT, Made, run_python, start_python
 from vitedge.backends import cuda, tensorrt, this_platform
-from vitedge.backends.build import build_engine, prepare_build, refit_engine, run_build
+from vitedge.backends.build import build_engine, prepare_build, read_manifest, refit_engine, run_build
 from vitedge.backends.tensorrt import TENSORRT, TENSORRT_RTX
 from vitedge.backends.tensorrt_log import hint_for, sentence
 from vitedge.compiler import graph
@@ -29,7 +29,7 @@ from vitedge.compiler.precision import convert
 from vitedge.compiler.quantize import leave_float
 from vitedge.errors import AbsentDeviceError, EngineError, MissingPackageError
 from vitedge.images import list_images
-from vitedge.runtime.engine import open_engine, read_manifest
+from vitedge.runtime.engine import open_engine
 from vitedge.specs import FloatType, Manifest, Recipe, Target
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="pip install '.[rtx]'", exc_type=ImportError)
@@ -135,10 +135,14 @@ def test_ctrl_c_while_tensorrt_logs_stops_the_build(made: Made, tmp_path: Path, 
 
     monkeypatch.setattr(tensorrt, "make_log", make_log)
     told: list[float] = []
-    with pytest.raises(KeyboardInterrupt):
-        run_build(prepare_build(made.graphs["int8"], TARGET, tmp_path), lambda phase, fraction: told.append(fraction))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs do not have
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_build(prepare_build(made.graphs["int8"], TARGET, tmp_path), lambda phase, fraction: told.append(fraction))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert told[-1:] < [0.9] and list(tmp_path.rglob("*.*")) == []
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # What 8.6 is told, whose networks are not strongly typed: with its names, but not with its library
@@ -407,9 +411,7 @@ def test_without_a_gpu_opening_is_one_sentence(made: Made, tmp_path: Path) -> No
     assert "--target cpu" in str(caught.value.hint) and "\n" not in str(caught.value)
 
 
-def test_without_a_gpu_that_is_said_before_any_missing_package(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_gpu_that_is_said_before_any_package(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = dataclasses.replace(manifest_of(made, tmp_path), backend="tensorrt")
     monkeypatch.setattr(cuda, "find_gpu", lambda: None)
     monkeypatch.setattr(tensorrt.TensorRT, "version", lambda self: pytest.fail("no package would help"))

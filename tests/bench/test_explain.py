@@ -15,13 +15,12 @@ import pytest
 from rich.console import Console
 
 from tests.engines import Made, Silent, edit_manifest
-from vitedge.backends.build import build_engine
+from vitedge.backends.build import build_engine, read_manifest
 from vitedge.backends.inspector import parse
 from vitedge.backends.layers import Kind, Layer, Profile, module, operator
 from vitedge.bench.breakdown import SHOWN, tables
 from vitedge.bench.explain import BETWEEN, PARTS, Explanation, by_part, compare, explain, make_explanation, place, title, verdict
 from vitedge.errors import EngineError
-from vitedge.runtime.engine import read_manifest
 from vitedge.specs import Recipe, Target
 
 pytest.importorskip("openvino")

@@ -12,8 +12,10 @@ import pytest
 from benchmarks.readme import (
     BLOCK,
     TABLES,
+    batching,
     cpu_latency,
     markdown,
+    overhead,
     preprocess,
     quantizers,
     quantizers_ablation,
@@ -52,6 +54,18 @@ FRAME = {"median_ms": 6.871, "ratio": 9.61, "ratio_low": 9.5, "ratio_high": 9.8,
 LOOPS = {**FRAME, "name": "vitedge", "makes": "int8 patches", "ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0}
 FRAMES = {"candidates": [LOOPS, {**FRAME, "name": "Pillow"}], "skipped": {"torchvision": "no"}, "turns": 40, "turns_disturbed": 3}
 PREPROCESS = {**DOCUMENT, "ratio_to": "vitedge", "sections": {"1080p": FRAMES, "4K": FRAMES}}
+
+OVERHEAD = {
+    "environment": {**DOCUMENT["environment"], "openvino": "2026.4"}, "model": "ViT-S/14", "frame": [1080, 1920], "rounds": 60,  # type: ignore[dict-item]
+    "engine_ms": 10.0, "frame_to_answer_ms": 10.6, "ratio": 1.06, "ratio_low": 1.05, "ratio_high": 1.07,
+    "stages_ms": {"preprocess": 0.5, "infer": 10.0, "postprocess": 0.1},
+    "memory": {"calls": 400, "kept_bytes_per_call": 0.0, "peak_bytes": 20480},
+}  # fmt: skip
+LOADED = {"callers": 4, "load": 0.7, "offered": 420, "rejected": 3, "wrong": 1, "lost": 2, "batch": 1.5, "p50_ms": 14.0,
+          "p99_ms": 30.0, "ideal_p99_ms": 28.0, "grown_mib": 1.0, "shares": 0.999}  # fmt: skip
+SERVED = {"model": "ViT-S/14", "capacity_per_s": 118.0, "best_batch": 8, "streams": 2, "capacity_of_static": 0.98,
+          "unloaded_p50_ms": 18.0, "unloaded_p99_ms": 20.0, "loads": [LOADED]}  # fmt: skip
+BATCHING = {"environment": OVERHEAD["environment"], "max_delay_ms": 2.0, "queue": 64, "models": [SERVED]}
 
 QUANTIZED = {"sqnr_db": 20.04, "class_sqnr_db": 18.0, "top1": 91.0, "agreement": 97.26, "seconds": 12.3, "peak_mib": 900.0}
 SPREAD = {"min": 19.0, "median": 20.0, "max": 21.0}
@@ -239,3 +253,11 @@ def test_a_type_that_could_not_be_built_is_a_row_with_its_reason() -> None:
     assert "| swin | int8: too few images |" in text
     assert "3 builds for compute capabilities 8.6, 8.9, batches 1 to 16 (best 1)" in text and "a build had 0.50" in text
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_the_runtime_s_tables_show_what_was_measured() -> None:
+    assert "| `Predictor(engine)(frame)` | the same, from frame to labels | 10.60 | 1.060 (1.050 - 1.070) |" in overhead(OVERHEAD)
+    assert "20 KiB at a time. Cortex-A78, 6 cores" in overhead(OVERHEAD)
+    table = batching(BATCHING)
+    assert "| ViT-S/14 | 4 | 70 | 420 | 3 | 3 | 1.5 | 14.0 | 30.0 | 28.0 |" in table
+    assert "capacity 118 frames a second, 98 % of static batches of 8 without a queue, on 2 streams" in table

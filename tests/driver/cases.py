@@ -255,6 +255,23 @@ def test_an_error_of_another_kind_passes_through_the_context() -> None:
         raise KeyError("x")
 
 
+def test_memory_is_freed_while_the_context_is_looked_up() -> None:
+    with cuda.Device():
+        buffer = cuda.Buffer((1, 4), BYTES)
+        held = [buffer.host]
+    close_all(buffer)
+    del buffer
+
+    def collected() -> None:
+        with cuda._ONE_CONTEXT:
+            held.clear()  # as a garbage collection may
+
+    letting_go = threading.Thread(target=collected, daemon=True)
+    letting_go.start()
+    letting_go.join(20)
+    assert not letting_go.is_alive() and fake.live()["pinned"] == 0
+
+
 # Graphs
 
 
@@ -303,6 +320,23 @@ def test_a_capture_that_fails_leaves_the_stream_usable() -> None:
         with_buffer(use)
 
 
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, KeyError])
+def test_what_is_none_of_cuda_leaves_a_capture_as_it_is_and_the_stream_usable(raised: type[BaseException]) -> None:
+    def use(buffer: cuda.Buffer, stream: cuda.Stream) -> None:
+        def work() -> None:
+            buffer.upload(1, stream)
+            raise raised
+
+        with pytest.raises(raised):
+            cuda_graph.capture(stream.handle, work)
+        buffer.upload(1, stream)
+        stream.synchronize()
+        assert fake.live()["graphs"] == 0
+
+    with cuda.Device():
+        with_buffer(use)
+
+
 # Kernels
 
 
@@ -312,7 +346,7 @@ def test_nvrtc_compiles_the_kernel_once_and_a_damaged_file_is_replaced(tmp_path:
     options = ("-DPIXELS=NV12", "-DCHANNELS=3", "-DPATCH=16")
     code = cubin.compiled(patchify.source(), options, "8.7")
     (path,) = tmp_path.rglob("*.cubin")
-    assert path.parent == tmp_path / "vitedge" / "kernels" and code[:4] == b"\x7fELF"
+    assert path.parent == tmp_path / "vitedge" / "kernels" and code[:4] == b"\x7fELF" and type(code) is bytes
     assert path.read_bytes()[: -cubin.DIGEST] == code
     with monkeypatch.context() as patched:
         patched.setattr(cubin, "compile_by_nvrtc", None)
@@ -347,6 +381,7 @@ def test_what_does_not_compile_is_told_in_a_sentence(source: str, capability: st
     with pytest.raises(EngineError, match=f"NVRTC does not compile the kernel for {capability}: .*{said}") as caught:
         cubin.compiled(source, (), capability)
     assert "\n" not in str(caught.value)
+    assert bytes([32])[0] == 32  # objects of one byte are shared: an empty log must not be written into one
 
 
 def test_nvcc_takes_the_place_of_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,6 +540,17 @@ def test_layouts_come_and_go(session: TensorRtSession, launches: Launches) -> No
     assert fake.live()["modules"] == 1 and fake.live()["device"] <= 2 + 2 + 8
 
 
+def test_the_layout_that_was_not_used_for_longest_makes_room(session: TensorRtSession, launches: Launches) -> None:
+    kept, oldest = picture(40), picture(41)
+    for image in (kept, oldest, *map(picture, range(42, 48)), kept, picture(48)):
+        session.write(0, image, "rgb")
+    fake.forget()
+    session.write(0, kept, "rgb")
+    assert "cuMemAlloc_v2" not in fake.calls()
+    session.write(0, oldest, "rgb")
+    assert fake.calls().count("cuMemAlloc_v2") == 1
+
+
 def test_a_picture_too_large_for_the_kernel_is_prepared_on_the_cpu(engine: fake.Engine, launches: Launches) -> None:
     squash = dataclasses.replace(CARD, preprocess=dataclasses.replace(CARD.preprocess, resize="squash"))
     session = TensorRtSession(fake.TRT, engine, fake.LOG, squash, TARGET)
@@ -553,6 +599,23 @@ def test_no_memory_for_a_picture_is_told_and_can_be_tried_again(session: TensorR
     fake.forget()
     session.write(1, large, "rgb")
     assert np.array_equal(session.run(2)[1:], answers(row_of(large)[None]))
+
+
+@pytest.mark.parametrize("function", ["cuModuleLoadDataEx", "cuMemHostAlloc", "cuMemAlloc_v2"])
+def test_no_memory_for_a_layout_is_told_and_the_next_picture_tries_again(
+    session: TensorRtSession, launches: Launches, function: str
+) -> None:
+    if not cubin.compiler_version():
+        pytest.skip("there is neither NVRTC nor nvcc")
+    image = picture()
+    fake.fail(function, fake.OUT_OF_MEMORY)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="no GPU memory left"):
+            session.write(0, image, "rgb")
+    fake.forget()
+    session.write(0, image, "rgb")
+    assert np.array_equal(session.run(1), answers(row_of(image)[None]))
+    assert launches.sizes and not session.write_note
 
 
 def test_an_integrated_gpu_copies_nothing(engine: fake.Engine, launches: Launches) -> None:
@@ -676,3 +739,20 @@ def test_a_session_can_be_closed_after_a_fault(engine: fake.Engine) -> None:
     with pytest.raises(EngineError, match="illegal memory access"):
         session.close()
     session.close()
+
+
+def test_a_session_frees_all_after_a_fault_that_stays(engine: fake.Engine, launches: Launches) -> None:
+    session = TensorRtSession(fake.TRT, engine, fake.LOG, CARD, TARGET)
+    session.write(0, picture(), "rgb")
+    for count in (1, 1, 2, 2):
+        session.run(count)
+    assert fake.live()["graphs"] == 2
+    fake.fault(fake.ILLEGAL_ADDRESS)
+    with pytest.raises(EngineError, match="illegal memory access"):
+        session.run(1)
+    with pytest.raises(EngineError, match="illegal memory access"):
+        session.close()
+    session.close()
+    with pytest.raises(EngineError, match="the session is closed"):
+        session.run(1)
+    assert set(fake.live().values()) == {0}, fake.live()

@@ -35,7 +35,7 @@ struct Function { std::string name; };
 
 std::recursive_mutex turn;
 bool initialized = false;
-int retained = 0, context_marker = 0;
+int retained = 0, context_marker = 0, fault = 0;
 thread_local std::vector<void *> contexts;
 std::vector<std::string> calls;
 std::map<std::string, std::pair<int, int>> failures;  // function -> calls that still succeed, then the status
@@ -77,10 +77,12 @@ int put(Stream *stream, Work work) {
     if (stream->capture) stream->capture->work.push_back(work); else stream->pending.push_back(work);
     return OK;
 }
+bool gives_back(const char *function) { return strstr(function, "Destroy") || strstr(function, "Free") || strstr(function, "Unload"); }
 int enter(const char *function, bool needs_context) {
     calls.push_back(function);
     auto found = failures.find(function);
     if (found != failures.end() && found->second.first-- <= 0) return found->second.second;
+    if (fault && !gives_back(function) && strncmp(function, "cuCtx", 5)) return fault;
     if (!initialized && strcmp(function, "cuInit")) return NOT_INITIALIZED;
     return needs_context && contexts.empty() ? INVALID_CONTEXT : OK;
 }
@@ -92,7 +94,8 @@ int enter(const char *function, bool needs_context) {
 
 API int fake_calls() { return (int)calls.size(); }
 API const char *fake_call(int index) { return calls[index].c_str(); }
-API void fake_forget() { calls.clear(); failures.clear(); }
+API void fake_forget() { calls.clear(); failures.clear(); fault = 0; }
+API void fake_fault(int status) { fault = status; }  // sticky: all fails from here on; what is given back is gone, and fails, too
 API void fake_fail(const char *function, int after, int status) { failures[function] = {after, status}; }
 API void fake_attribute(int which, int value) { attributes[which] = value; }
 API void fake_memory(size_t bytes) { memory = bytes; }
@@ -125,7 +128,7 @@ API int cuCtxGetDevice(int *device) { ENTER(true); *device = 0; return OK; }
 API int cuCtxSynchronize() { ENTER(true); NOT_WHILE_CAPTURING; auto all = streams; for (void *each : all) drain((Stream *)each); return OK; }
 
 API int cuStreamCreate(Stream **stream, unsigned flags) { ENTER(true); *stream = new Stream; (*stream)->flags = flags; streams.insert(*stream); return OK; }
-API int cuStreamDestroy_v2(Stream *stream) { ENTER(true); if (!known(streams, stream)) return INVALID_HANDLE; drain(stream); streams.erase(stream); delete stream; return OK; }
+API int cuStreamDestroy_v2(Stream *stream) { ENTER(true); if (!known(streams, stream)) return INVALID_HANDLE; if (!fault) drain(stream); streams.erase(stream); delete stream; return fault; }
 API int cuStreamSynchronize(Stream *stream) {
     ENTER(true);
     if (!known(streams, stream)) return INVALID_HANDLE;
@@ -167,11 +170,11 @@ API int cuGraphLaunch(Graph *executable, Stream *stream) {
     for (auto &work : executable->work) if (int status = put(stream, work)) return status;
     return OK;
 }
-API int cuGraphDestroy(Graph *graph) { ENTER(true); if (!graphs.erase(graph)) return INVALID_VALUE; delete graph; return OK; }
-API int cuGraphExecDestroy(Graph *executable) { ENTER(true); if (!executables.erase(executable)) return INVALID_VALUE; delete executable; return OK; }
+API int cuGraphDestroy(Graph *graph) { ENTER(true); if (!graphs.erase(graph)) return INVALID_VALUE; delete graph; return fault; }
+API int cuGraphExecDestroy(Graph *executable) { ENTER(true); if (!executables.erase(executable)) return INVALID_VALUE; delete executable; return fault; }
 
 API int cuEventCreate(Event **event, unsigned flags) { ENTER(true); *event = new Event; (*event)->flags = flags; events.insert(*event); return OK; }
-API int cuEventDestroy_v2(Event *event) { ENTER(true); if (!events.erase(event)) return INVALID_HANDLE; delete event; return OK; }
+API int cuEventDestroy_v2(Event *event) { ENTER(true); if (!events.erase(event)) return INVALID_HANDLE; delete event; return fault; }
 API int cuEventRecord(Event *event, Stream *stream) {
     ENTER(true);
     if (!known(events, event)) return INVALID_HANDLE;
@@ -209,7 +212,7 @@ API int cuMemFree_v2(char *address) {
     NOT_WHILE_CAPTURING;
     if (!device_memory.erase(address)) return INVALID_VALUE;
     free(address);
-    return OK;
+    return fault;
 }
 API int cuMemHostAlloc(char **address, size_t bytes, unsigned) {
     ENTER(true);
@@ -225,7 +228,7 @@ API int cuMemFreeHost(char *address) {
     NOT_WHILE_CAPTURING;
     if (!pinned_memory.erase(address)) return INVALID_VALUE;
     free(address);
-    return OK;
+    return fault;
 }
 API int cuMemHostGetDevicePointer_v2(char **address, char *host, unsigned) {
     ENTER(true);
@@ -253,7 +256,7 @@ API int cuModuleLoadDataEx(Module **module, const char *image, unsigned, void *,
     return OK;
 }
 API int cuModuleLoadData(Module **module, const char *image) { return cuModuleLoadDataEx(module, image, 0, nullptr, nullptr); }
-API int cuModuleUnload(Module *module) { ENTER(true); if (!modules.erase(module)) return INVALID_HANDLE; delete module; return OK; }
+API int cuModuleUnload(Module *module) { ENTER(true); if (!modules.erase(module)) return INVALID_HANDLE; delete module; return fault; }
 API int cuModuleGetFunction(Function **function, Module *module, const char *name) {
     ENTER(true);
     if (!known(modules, module) || !strncmp(name, "no_such", 7)) return NOT_FOUND;

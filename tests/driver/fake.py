@@ -43,6 +43,11 @@ def fail(function: str, status: int, after: int = 0) -> None:
     DRIVER.fake_fail(function.encode(), after, status)
 
 
+def fault(status: int) -> None:
+    """Let everything fail with a status until `forget`, as after a fault within a kernel; what is given back is gone even so."""
+    DRIVER.fake_fault(status)
+
+
 def live() -> dict[str, int]:
     """How many of each kind there are that nobody has given back."""
     kinds = ("device", "pinned", "streams", "events", "modules", "graphs")

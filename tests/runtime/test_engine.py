@@ -11,9 +11,9 @@ import pytest
 
 from tests.engines import IMAGES, Made, edit_manifest, input_rows, sqnr_db
 from vitedge import backends
-from vitedge.backends.build import build_engine, plan_sha256
+from vitedge.backends.build import build_engine, plan_sha256, read_manifest
 from vitedge.errors import EngineError, VitEdgeError
-from vitedge.runtime.engine import Engine, open_engine, read_manifest
+from vitedge.runtime.engine import Engine, open_engine
 from vitedge.specs import Target, to_dict
 
 pytest.importorskip("openvino")

@@ -74,6 +74,20 @@ def test_what_is_wrong_with_a_frame_is_raised_in_its_turn(engine: Engine, frames
             next(answers)
 
 
+def test_an_error_of_the_source_comes_behind_the_answers_to_what_it_gave(engine: Engine, frames: list[Frame]) -> None:
+    def failing() -> Iterator[Frame]:
+        yield from frames[:10]
+        raise OSError("the camera is gone")
+
+    answered = []
+    with open_batcher(engine) as batcher, pytest.raises(OSError, match="the camera is gone"):
+        list(predict_all(batcher, failing()))
+    with open_batcher(engine) as batcher, pytest.raises(OSError, match="the camera is gone"):
+        for frame, _ in predict_all(batcher, failing()):
+            answered.append(frame)
+    assert answered == frames[:10]
+
+
 def test_no_frames_are_no_answers(engine: Engine) -> None:
     with open_batcher(engine) as batcher:
         assert list(predict_all(batcher, [])) == []

@@ -166,11 +166,11 @@ def test_every_request_gets_its_end_and_memory_stays_where_it_was(
         settled, before = batcher.counts(), resident_bytes()
         outcomes += soak(batcher, pictures, answers)
         grown = resident_bytes() / before - 1
-        counts = batcher.counts()
+    counts = batcher.counts()  # a request that was cancelled is counted when its turn comes
     record_property("outcomes", dict(outcomes))
     record_property("grown", grown)
     assert threading.active_count() == threads
-    assert counts.waiting == 0 and counts.submitted >= 2 * settled.submitted - counts.rejected
+    assert counts.waiting == 0 < settled.answered < counts.answered
     assert sum(outcomes.values()) == counts.submitted + counts.rejected
     assert outcomes["answered"] == counts.answered > 0 and outcomes["CancelledError"] == counts.cancelled > 0
     assert outcomes["rejected"] == counts.rejected and outcomes["QueueFullError"] == counts.dropped

@@ -51,7 +51,7 @@ class Session(Protocol):
         """[max batch, ...], int8 patches or uint8 pixels; owned by the session.
 
         To be asked for anew after a `write`: what was written on a device is brought back, and until then nothing can be
-        written into the array.
+        written into the array. Views that were taken of it before are not kept from it, and what they write is lost.
         """
 
     streams: int

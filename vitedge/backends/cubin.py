@@ -69,16 +69,16 @@ def compile_by_nvrtc(source: str, options: tuple[str, ...], capability: str) -> 
         (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
         if status:
             raise EngineError(f"NVRTC does not compile the kernel for {capability}: {_first_error(program)}", hint=INSTALL)
-        code = b" " * int(_checked("nvrtcGetCUBINSize", program))
+        code = bytearray(int(_checked("nvrtcGetCUBINSize", program)))  # NVRTC writes into it, so not bytes, which are shared
         _checked("nvrtcGetCUBIN", program, code)
-        return code
+        return bytes(code)
     finally:
         _checked("nvrtcDestroyProgram", program)
 
 
 def _first_error(program: Any) -> str:
     """The line of the compiler's log that names an error, or else its first."""
-    log = b" " * int(_checked("nvrtcGetProgramLogSize", program))
+    log = bytearray(int(_checked("nvrtcGetProgramLogSize", program)))
     _checked("nvrtcGetProgramLog", program, log)
     lines = [line for line in log.decode(errors="replace").strip("\0 \n").splitlines() if line.strip()]
     return next((line for line in lines if "error" in line), lines[0] if lines else "it does not say why")

@@ -85,13 +85,18 @@ class Device:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._context.pop()
-        if isinstance(error, _driver().Error):
+        if error is not None and is_failure(error):
             raise failure(error) from error
 
     def free_mib(self) -> float:
         """Memory of the GPU that nobody has, in MiB."""
         with self:
             return float(_driver().mem_get_info()[0]) / 2**20
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether PyCUDA raised it because CUDA failed."""
+    return isinstance(error, _driver().Error)
 
 
 def failure(error: BaseException) -> EngineError:
@@ -128,7 +133,10 @@ class Stream:
         """Give the stream back, once it is done; a second call does nothing."""
         stream, self._stream = self._stream, None
         if stream is not None:
-            stream.synchronize()
+            try:
+                stream.synchronize()
+            finally:
+                del stream  # here, where the context is current, and not with the traceback of a fault
 
 
 class Event:
@@ -227,6 +235,8 @@ class Kernel:
         try:
             self._module: Any = _driver().module_from_buffer(cubin)
             self._function: Any = self._module.get_function(name)
+        except _driver().MemoryError:  # says nothing about the code
+            raise
         except _driver().Error as error:
             what = f"the driver does not load the kernel {name!r}: {first_line(error)}"
             raise EngineError(what, hint="install the NVRTC of the CUDA version that the driver is for") from error
@@ -281,7 +291,7 @@ def _free_pinned(pinned: Any) -> None:
         pinned.free()
 
 
-_ONE_CONTEXT = threading.Lock()
+_ONE_CONTEXT = threading.RLock()  # whoever holds it may have to free pinned memory in between, as a finalizer
 
 
 def _primary_context() -> Any:

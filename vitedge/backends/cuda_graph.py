@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vitedge.errors import EngineError, MissingPackageError, first_line, import_package
+from vitedge.backends import cuda
+from vitedge.errors import EngineError, MissingPackageError, VitEdgeError, first_line, import_package
 
 EXTRA, PACKAGE = "gpu", "cuda-bindings"
 
@@ -50,14 +51,17 @@ class Graph:
 def capture(stream: int, work: Callable[[], object]) -> Graph:
     """The graph of what `work` puts into the stream with the handle `stream`. An EngineError says why it cannot be captured.
 
-    Only calls of this thread are looked at, so others may allocate meanwhile. Whatever happens, the stream can be used again.
+    Only calls of this thread are looked at, so others may allocate meanwhile. Whatever happens, Ctrl-C included, the stream can
+    be used again; what neither CUDA nor vitedge raised is raised as it is.
     """
     driver = _driver()
     _checked("cuStreamBeginCapture", stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
     try:
         work()
-    except Exception as error:
+    except BaseException as error:
         _abandon(stream)
+        if not (isinstance(error, VitEdgeError) or cuda.is_failure(error)):
+            raise
         raise EngineError(f"this cannot be captured as a CUDA graph: {first_line(error)}") from error
     graph = _checked("cuStreamEndCapture", stream)
     try:
@@ -67,10 +71,10 @@ def capture(stream: int, work: Callable[[], object]) -> Graph:
 
 
 def _abandon(stream: int) -> None:
-    """End a capture that failed; that it did is known, so the status tells nothing new."""
+    """End a capture that failed; that it did is known, so no status tells anything new, or may take the place of why."""
     status, graph = _driver().cuStreamEndCapture(stream)
     if not status and int(graph):
-        _checked("cuGraphDestroy", graph)
+        _driver().cuGraphDestroy(graph)
 
 
 def _checked(function: str, *arguments: Any) -> Any:

@@ -12,6 +12,7 @@ always the same. Knows nothing of engines.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from vitedge.backends import cuda, patchify
 from vitedge.backends.cubin import compiled
+from vitedge.errors import EngineError
 from vitedge.pixels import frame_size
 from vitedge.specs import ModelCard, PixelFormat
 
@@ -27,6 +29,10 @@ LAYOUTS = 8  # that are kept; a camera has one
 PARAMETERS = "P" * 6 + "i" * 9  # of the kernel
 BYTE, WORD = np.dtype(np.uint8), np.dtype(np.int32)
 OPTIONS = ("--std=c++17",)
+
+
+class KernelError(EngineError):
+    """The kernel cannot be compiled or loaded, for this picture or any other."""
 
 
 class Slot:
@@ -49,8 +55,9 @@ class Slot:
 
     def close(self) -> None:
         """Free the memory; a second call does nothing."""
-        self.buffer.close()
-        self.free.close()
+        with ExitStack() as stack:
+            stack.callback(self.free.close)
+            stack.callback(self.buffer.close)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +76,19 @@ class Pictures:
     def __init__(self, card: ModelCard, gpu: cuda.Gpu) -> None:
         self._card, self._gpu = card, gpu
         self._kernels: dict[tuple[str, ...], cuda.Kernel] = {}
-        self._layouts: dict[tuple[Any, ...], Layout] = {}
+        self._layouts: dict[tuple[Any, ...], Layout] = {}  # the one that was used last is the last
         self._slots = [Slot(gpu.integrated), Slot(gpu.integrated)]
 
     def layout(self, picture: NDArray[np.uint8], pixels: PixelFormat, stream: cuda.Stream) -> Layout:
         """What pictures of this size and format need.
 
-        A VitEdgeError where the picture is none of its format, or so large that the kernel cannot resize it; an EngineError
-        where the kernel cannot be compiled or loaded.
+        A VitEdgeError where the picture is none of its format, or so large that the kernel cannot resize it; a KernelError
+        where the kernel cannot be compiled or loaded; another EngineError where there is no GPU memory at the moment.
         """
-        return self._layouts.get((picture.shape, pixels)) or self._new_layout(picture, pixels, stream)
+        key = picture.shape, pixels
+        layout = self._layouts.pop(key, None) or self._new_layout(picture, pixels, stream)
+        self._layouts[key] = layout
+        return layout
 
     def write(self, picture: NDArray[np.uint8], layout: Layout, address: int, stream: cuda.Stream) -> None:
         """Begin to make the row of the input at `address` from a picture of that layout."""
@@ -91,15 +101,16 @@ class Pictures:
         self._slots.reverse()
 
     def close(self) -> None:
-        """Free all memory and code, once the stream is done; a second call does nothing."""
-        for layout in self._layouts.values():
-            layout.tables.close()
-        for kernel in self._kernels.values():
-            kernel.close()
-        for slot in self._slots:
-            slot.close()
-        self._layouts.clear()
-        self._kernels.clear()
+        """Free all memory and code, once the stream is done, whatever fails; a second call does nothing."""
+        with ExitStack() as stack:
+            for slot in self._slots:
+                stack.callback(slot.close)
+            for kernel in self._kernels.values():
+                stack.callback(kernel.close)
+            for layout in self._layouts.values():
+                stack.callback(layout.tables.close)
+            self._layouts.clear()
+            self._kernels.clear()
 
     def _new_layout(self, picture: NDArray[np.uint8], pixels: PixelFormat, stream: cuda.Stream) -> Layout:
         height, width = frame_size(picture, pixels)
@@ -109,15 +120,17 @@ class Pictures:
         starts = np.cumsum([0, *(table.size for table in launch.tables)])[:-1]
         addresses = [tables.row_address(int(start)) for start in starts]
         layout = Layout(launch, kernel, tables, (*addresses, *(int(value) for value in launch.scalars)))
-        if len(self._layouts) == LAYOUTS:  # the oldest makes room
+        if len(self._layouts) == LAYOUTS:  # the one that was not used for longest makes room
             stream.synchronize()
             self._layouts.pop(next(iter(self._layouts))).tables.close()
-        self._layouts[picture.shape, pixels] = layout
         return layout
 
     def _new_kernel(self, defines: tuple[str, ...]) -> cuda.Kernel:
         options = (*OPTIONS, *(f"-D{define}" for define in defines))
-        kernel = cuda.Kernel(compiled(patchify.source(), options, self._gpu.capability), patchify.FUNCTION, PARAMETERS)
+        try:
+            kernel = cuda.Kernel(compiled(patchify.source(), options, self._gpu.capability), patchify.FUNCTION, PARAMETERS)
+        except EngineError as error:
+            raise KernelError(str(error), hint=error.hint) from error
         self._kernels[defines] = kernel
         return kernel
 

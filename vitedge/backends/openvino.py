@@ -54,6 +54,7 @@ CHAIN = 8  # of them in a row: one alone would bring its 8 or 16 bits in and its
 CPUS = Path("/sys/devices/system/cpu")  # where Linux tells what caches they have
 CACHE = ("type", "level", "shared_cpu_list", "size")  # of a cache, a file each
 PRODUCTS_S, READS = 1.0, 4  # how long products take turns, and how often memory is read
+_LOADING = threading.Lock()
 READ_BYTES, READ_STEP = 2**28, 2**25  # in all, which few caches hold, and at a time
 
 
@@ -69,7 +70,7 @@ def resolve(target: Target) -> Target:
 
 def device(target: Target) -> str:
     """The processor's name."""
-    return str(_openvino().Core().get_property("CPU", "FULL_DEVICE_NAME"))
+    return str(_core().get_property("CPU", "FULL_DEVICE_NAME"))
 
 
 def driver() -> str:
@@ -84,7 +85,7 @@ def runs_here(target: Target) -> bool:
 
 def float_types(target: Target) -> tuple[FloatType, ...]:
     """bf16 first where the processor has instructions for it."""
-    native = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    native = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "fp32") if "BF16" in native else ("fp32",)
 
 
@@ -97,7 +98,7 @@ def build(onnx: Path, target: Target, float_type: FloatType, folder: Path, progr
     """Convert `onnx` to IR in `folder`; target and float type matter only when it is opened."""
     openvino = _openvino()
     try:
-        model = openvino.Core().read_model(onnx)
+        model = _core().read_model(onnx)
     except (RuntimeError, UnicodeDecodeError) as error:  # which quotes the bytes of a damaged file
         raise EngineError(f"OpenVINO cannot build {onnx}: {_reason(error)}", hint="export the model again") from error
     try:
@@ -115,7 +116,7 @@ def check(manifest: Manifest) -> None:
 def open(folder: Path, card: ModelCard, target: Target, float_type: FloatType) -> OpenVinoSession:  # noqa: A001
     """Read the plan in `folder` and compile it for this processor."""
     try:
-        return OpenVinoSession(Compiled(_openvino().Core().read_model(folder / PLAN[0]), target, float_type), card, target)
+        return OpenVinoSession(Compiled(_core().read_model(folder / PLAN[0]), target, float_type), card, target)
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot open {folder}: {_reason(error)}", hint="build the engine again") from error
 
@@ -127,7 +128,7 @@ def layers(folder: Path, card: ModelCard, target: Target, float_type: FloatType,
     microseconds, so that of each layer half of one is lost on average, and calls a layer that takes less "not run".
     """
     openvino = _openvino()
-    model = openvino.Core().read_model(folder / PLAN[0])
+    model = _core().read_model(folder / PLAN[0])
     rows = np.ascontiguousarray(rows)  # of which the requests keep no copy
     batch = len(rows) if len(rows) == target.batch[1] else None
     compiled = [_compile(model, target, float_type, batch, profiled) for profiled in (False, True)]
@@ -265,7 +266,7 @@ def _kind(layer: str, operations: list[str], origins: tuple[str, ...]) -> Kind:
 class Compiled:
     """A plan compiled for this processor, for all sessions of it.
 
-    Static shapes are faster, so the best and the largest batch get a compilation each, and all others share a dynamic one.
+    Static shapes are faster, so the target's three batches get a compilation each, and all others share a dynamic one.
     The best is compiled at once, the others when they are first asked for. streams: how many requests run at a time.
     """
 
@@ -277,7 +278,7 @@ class Compiled:
 
     def request(self, count: int) -> Any:
         """A new inference request for a batch of `count`."""
-        return self._for_batch(count if count in self._target.batch[1:] else None).create_infer_request()
+        return self._for_batch(count if count in self._target.batch else None).create_infer_request()
 
     def _for_batch(self, batch: int | None) -> Any:
         with self._turn:
@@ -365,7 +366,7 @@ def _products(count: int, float_type: FloatType, size: tuple[int, int], *, int8:
         last = ops.fake_quantize(last, low, high, low, high, 256) if int8 else last
         last = ops.matmul(last, weight, False, False)
     model = _openvino().Model([ops.reduce_max(last, ops.constant(np.array([0, 1])))], [entry])
-    return _openvino().Core().compile_model(model, "CPU", _config(float_type, threads))
+    return _core().compile_model(model, "CPU", _config(float_type, threads))
 
 
 def _bandwidth_gb_s(threads: int) -> float:
@@ -401,7 +402,7 @@ def _compile(model: Any, target: Target, float_type: FloatType, batch: int | Non
     shape[0] = openvino.Dimension(target.batch[0], target.batch[2]) if batch is None else batch
     model.reshape(shape)
     config = {**_config(float_type, target.threads, target.streams), "PERF_COUNT": "YES" if profiled else "NO"}
-    return openvino.Core().compile_model(model, "CPU", config)
+    return _core().compile_model(model, "CPU", config)
 
 
 def _config(float_type: FloatType, threads: int | None, streams: int = 1) -> dict[str, str]:
@@ -419,6 +420,21 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check ", "["))]
     return (telling or lines or [type(error).__name__])[-1]
+
+
+def _core() -> Any:
+    """The one Core of this process, whichever thread asks first.
+
+    With AMX, its CPU plugin gives the thread that loads it a stack for signals, and takes that away when the plugin goes; with
+    two of them, gone in another order than they came, the next signal, Ctrl-C say, would be a segmentation fault.
+    """
+    with _LOADING:
+        return _cached_core()
+
+
+@functools.cache
+def _cached_core() -> Any:
+    return _openvino().Core()
 
 
 def _openvino() -> Any:

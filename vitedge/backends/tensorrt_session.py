@@ -10,6 +10,7 @@ not changed since. Knows nothing of how a plan is built.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from vitedge.backends import cuda, cuda_graph
 from vitedge.backends.cubin import compiler_version
-from vitedge.backends.cuda_pictures import Layout, Pictures
+from vitedge.backends.cuda_pictures import KernelError, Layout, Pictures
 from vitedge.backends.tensorrt_log import make_profiler, sentence
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.pixels import frame_size
@@ -53,9 +54,10 @@ class Execution:
 
     def drop_graphs(self) -> None:
         """Free the graphs, which must not be running."""
-        for graph in self.graphs.values():
-            graph.close()
-        self.graphs.clear()
+        with ExitStack() as stack:
+            for graph in self.graphs.values():
+                stack.callback(graph.close)
+            self.graphs.clear()
 
 
 class TensorRtSession:
@@ -86,13 +88,13 @@ class TensorRtSession:
         self.graphs = not self.graphs_note
         self.write_note = "" if compiler_version() else "there is neither NVRTC nor nvcc to compile a kernel with"
         self._executions: list[Execution] = []  # the one that ran last is the last
-        self._owned: list[Any] = []
+        self._owned = ExitStack()  # goes on after what fails
         self._shown: NDArray[Any] = np.empty(0, dtype)
         with self._device:
             try:
                 self._allocate((self._most, *shape), dtype)
             except BaseException:
-                self._free()
+                self._owned.close()
                 raise
         self._on_host = True  # which of the two inputs, on the host or on the GPU, is the newer one
         self._shown = self._in.host[...]
@@ -101,7 +103,8 @@ class TensorRtSession:
     def input(self) -> NDArray[Any]:
         """[max batch, ...], on the host. To be asked for anew after a `write`, which brings what was written down from the GPU.
 
-        The array is read-only while the rows are on the GPU, so that an older reference to it cannot be written in vain.
+        The array is read-only while the rows are on the GPU, so that an older reference to it cannot be written in vain. That
+        holds for the array itself, not for views that were taken of it: what they write after a `write` is lost.
         """
         self._check_open()
         if not self._on_host:
@@ -176,16 +179,19 @@ class TensorRtSession:
         return TensorRtSession(self._trt, self._engine, self._log, self._card, self._target)
 
     def close(self) -> None:
-        """Free the contexts and the buffers; a second call does nothing."""
-        if self._engine is not None:
-            with self._device:
-                try:
-                    self._stream.synchronize()
-                finally:  # after a fault, too: nothing runs any more
-                    self._free()
+        """Free the contexts and the buffers, after a fault of the GPU, too, which is told; a second call does nothing."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        self._shown = np.empty(0, self._shown.dtype)  # whose memory the last who holds it frees
+        with self._device, self._owned:  # which ends with what came last
+            self._owned.callback(self._executions.clear)
+            for execution in self._executions:
+                self._owned.callback(execution.drop_graphs)
+            self._owned.callback(self._stream.synchronize)
 
     def _allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """Everything that runs need from the first on; `_free` frees it, whole or not."""
+        """Everything that runs need from the first on; `_owned` frees it, whole or not."""
         mapped = self._gpu.integrated  # the processor and the GPU read the same memory: a copy would only be a copy
         self._stream = self._own(cuda.Stream())
         self._in = self._own(cuda.Buffer(shape, dtype, mapped=mapped))
@@ -194,29 +200,26 @@ class TensorRtSession:
         self._executions.append(self._new_execution())
 
     def _own(self, owned: Any) -> Any:
-        self._owned.append(owned)
+        self._owned.callback(owned.close)
         return owned
-
-    def _free(self) -> None:
-        for execution in self._executions:
-            execution.drop_graphs()
-        self._executions.clear()
-        self._engine, self._shown = None, np.empty(0, self._shown.dtype)  # whose memory the last who holds it frees
-        while self._owned:
-            self._owned.pop().close()
 
     def _check_open(self) -> None:
         if self._engine is None:
             raise EngineError("the session is closed")
 
     def _layout(self, picture: NDArray[np.uint8], pixels: PixelFormat) -> Layout | None:
-        """How the kernel is launched for such pictures; None where they are prepared on the CPU."""
+        """How the kernel is launched for such pictures; None where they are prepared on the CPU.
+
+        Where there is no GPU memory for it at the moment, an EngineError: the next picture tries again.
+        """
         if self.write_note:
             return None
         try:
             return self._pictures.layout(picture, pixels, self._stream)
-        except EngineError as error:  # what cannot be compiled for one picture, cannot for the next
+        except KernelError as error:  # what cannot be compiled for one picture, cannot for the next
             self.write_note = str(error)
+        except EngineError:
+            raise
         except VitEdgeError:  # a picture that is too large for the kernel, and not for the CPU
             pass
         return None

@@ -2,21 +2,27 @@
 
     submit(frame) ─▶ queue, fair between streams ─▶ a row of the lane that is being filled ─▶ one run a batch ─▶ futures settle
 
-A lane is a fork of the engine with an input of its own. While some lanes run, the next is filled, so that preprocessing
-overlaps inference; and a lane is closed only when the engine is free for it, so a batch holds whatever has come by then.
-Under light load that is one frame, which waits for nobody. Knows nothing of cameras or files.
+A lane is a thread with a fork of the engine, whose input it fills, runs and answers; there is one more of them than runs at
+a time. One lane fills while others run, so that preprocessing overlaps inference; and it goes on to fill until the engine is
+free for it, so a batch holds whatever has come by then. Under light load that is one frame, which waits for nobody and goes
+through one thread. Knows nothing of cameras or files.
 """
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import itertools
 import math
+import os
+import sys
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from collections.abc import Hashable
+from concurrent.futures import Future, InvalidStateError
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Literal, Protocol, get_args
@@ -24,12 +30,17 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.errors import DeadlineError, EngineError, QueueFullError, VitEdgeError
+from vitedge.errors import DeadlineError, EngineError, QueueFullError, VitEdgeError, first_line
 from vitedge.runtime.predictor import InferenceEngine, Predictor, elapsed_ms
 from vitedge.specs import Frame, Prediction, Timing
 
 Policy = Literal["block", "drop-oldest", "reject"]
 POLICIES = get_args(Policy)
+Outcome = Literal["answered", "failed", "late", "dropped"]
+FEWER = "submit fewer, or later"
+MAX_DELAY_MS = 60_000.0
+NEARLY = 0.9  # of the best rate
+HASTE_NS = 2_000_000  # before a deadline a batch begins, whatever it might have waited for
 
 
 class ForkableEngine(InferenceEngine, Protocol):
@@ -73,10 +84,10 @@ class Batcher:
     """Many callers share one engine.
 
     engine: it is forked and stays open when the batcher is closed. max_batch: frames in one run at most; by default what the
-    engine was built for. max_delay_ms: how long a frame may be held back for company while the engine is free; 0 runs it at
-    once, and batches form by themselves while the engine is busy. queue: how many requests may wait. policy: what happens to
-    one more: its caller waits ("block"), the oldest of the longest stream gives way ("drop-oldest"), or `submit` raises
-    QueueFullError ("reject"). top_k: as of a Predictor.
+    engine was built for. Fewer make a batch where more gain nothing, which is measured on opening. max_delay_ms: how long a
+    frame may be held back for company while the engine is free; 0 runs it at once, and batches form by themselves while the
+    engine is busy. queue: how many requests may wait. policy: what happens to one more: its caller waits ("block"), the oldest
+    of the longest stream gives way ("drop-oldest"), or `submit` raises QueueFullError ("reject"). top_k: as of a Predictor.
     """
 
     def __init__(
@@ -95,14 +106,17 @@ class Batcher:
         self._queued = 0
         self._counts = dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0)
         self._pace = Pace()
-        self._lanes = [_Lane(fork, Predictor(fork, top_k)) for fork in _forks(engine, self._most)]
-        self._open, *self._spare = self._lanes
-        self._idle, self._writing, self._closed = 0, False, False
+        self._lanes = _open_lanes(engine, self._most, top_k)
+        self._quick = _quick_size(self._lanes[0].engine, self._most)
+        self._slots = engine.streams  # for runs at a time
+        self._filling, self._writing, self._closed = False, False, False
         self._lock = threading.Lock()
-        self._to_fill, self._to_run, self._room = (threading.Condition(self._lock) for _ in range(3))
-        self._ending = len(self._lanes)
-        work = [self._fill, *[self._run] * (len(self._lanes) - 1)]
-        self._threads = [threading.Thread(target=self._live, args=(one,), name="vitedge-batcher", daemon=True) for one in work]
+        self._idle, self._to_fill, self._room = (threading.Condition(self._lock) for _ in range(3))
+        self._ending, self._process = len(self._lanes), os.getpid()
+        self._threads = [
+            threading.Thread(target=self._live, args=(lane,), name="vitedge-batcher", daemon=True) for lane in self._lanes
+        ]
+        _open_batchers().add(self)
         for thread in self._threads:
             thread.start()
 
@@ -110,21 +124,23 @@ class Batcher:
         """Ask for the prediction of a frame, whose pixels must stay as they are until the future is done.
 
         stream: who asks; streams take turns. deadline_ms: from now; a request whose batch has not begun by then fails with
-        DeadlineError and costs no inference. `Future.cancel` works until its picture is preprocessed. A callback of the
-        future runs in a thread of the batcher, which waits for it. The future raises EngineError, QueueFullError where the
+        DeadlineError. `Future.cancel` works until its picture is preprocessed. A callback of an answer runs in a thread of the
+        batcher, which waits for it; it may submit, but not wait for room. Raises EngineError where the batcher is closed,
+        QueueFullError and DeadlineError where there is no room. The future raises DeadlineError, QueueFullError where the
         request gave way to a newer one, or whatever its picture or the engine raised.
         """
-        now = time.perf_counter_ns()
-        request = _Request(frame, now, None if deadline_ms is None else now + int(deadline_ms * 1e6))
+        request = _request(frame, stream, deadline_ms)
+        if os.getpid() != self._process:
+            raise EngineError("the batcher belongs to the process that this one was forked from", hint="open one here")
         with self._lock:
             given_way = self._make_room(request)
             self._waiting.setdefault(stream, deque()).append(request)
             self._queued += 1
             self._counts["submitted"] += 1
-            self._to_fill.notify()
+            (self._to_fill if self._filling else self._idle).notify()
         for other in given_way:
             if self._claim(other):
-                self._settle(other, "dropped", QueueFullError("a newer request took the place of this one"))
+                self._settle("dropped", (other, QueueFullError("a newer request took the place of this one")))
         return request.future
 
     @property
@@ -137,15 +153,21 @@ class Batcher:
         with self._lock:
             return Counts(**self._counts)
 
-    def close(self) -> None:
+    def close(self, drain: bool = True) -> None:
         """Answer all that was submitted, then end; a second call does nothing. Callers that wait for room get an EngineError.
 
-        Called from a future's callback it does not wait until that is done.
+        drain: whether those that wait are answered, else they are cancelled. Called from a future's callback it does not wait
+        until that is done. A batcher that nobody closes is ended with the process.
         """
         with self._lock:
             self._closed = True
-            for condition in (self._to_fill, self._to_run, self._room):
+            waiting = [] if drain else [request for requests in self._waiting.values() for request in requests]
+            for condition in (self._idle, self._to_fill, self._room):
                 condition.notify_all()
+        for request in waiting:
+            request.future.cancel()
+        if os.getpid() != self._process:
+            return  # threads do not come along into a fork
         if threading.current_thread() not in self._threads:  # a callback may close, but not wait
             for thread in self._threads:
                 thread.join()
@@ -160,20 +182,17 @@ class Batcher:
         """Wait, or take others out, until one more may wait; those that were taken out."""
         given_way: list[_Request] = []
         while not self._closed and self._queued >= self._room_for:
-            if self._policy == "reject":
+            if self._policy == "reject" or (self._policy == "block" and threading.current_thread() in self._threads):
                 self._counts["rejected"] += 1
-                raise QueueFullError(f"{self._queued} requests are waiting already", hint="submit fewer, or later")
+                raise QueueFullError(f"{self._queued} requests are waiting already", hint=FEWER)
             if self._policy == "drop-oldest":
-                given_way.append(self._take(max(self._waiting, key=self._length)))
+                given_way.append(self._take(max(self._waiting, key=lambda stream: len(self._waiting[stream]))))
             elif not self._room.wait(request.seconds_left()):
                 self._counts["rejected"] += 1
-                raise DeadlineError("there was no room for the request before its deadline", hint="submit fewer, or later")
+                raise DeadlineError("there was no room for the request before its deadline", hint=FEWER)
         if self._closed:
             raise EngineError("the batcher is closed")
         return given_way
-
-    def _length(self, stream: Hashable) -> int:
-        return len(self._waiting[stream])
 
     def _take(self, stream: Hashable) -> _Request:
         """The oldest request of a stream."""
@@ -190,9 +209,25 @@ class Batcher:
         self._waiting.move_to_end(stream)
         return self._take(stream)
 
-    def _live(self, work: Callable[[], None]) -> None:
-        """Do the work of a thread; the last one to end closes the lanes."""
-        work()
+    def _live(self, lane: _Lane) -> None:
+        """Fill, run and answer, over and over; the last thread to end closes the lanes."""
+        try:
+            while self._fill(lane):
+                ran = self._infer(lane)
+                with self._lock:
+                    self._slots += 1
+                    self._to_fill.notify()
+                if ran is not None:
+                    self._read(lane, ran)
+                lane.requests.clear()
+        except BaseException as error:  # a bug, which nobody shall wait for in vain
+            self._abandon(lane, error)
+            raise
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Count a thread out; the last one closes the lanes."""
         with self._lock:
             self._ending -= 1
             if self._ending:
@@ -200,26 +235,70 @@ class Batcher:
         for lane in self._lanes:
             lane.engine.close()
 
-    def _fill(self) -> None:
-        """Preprocess one request after the other into the lane that is open: the work of the first thread."""
-        while True:
-            with self._lock:
-                self._writing = False
-                if self._open.requests:
-                    self._to_run.notify()
-                while not self._fillable():
-                    if self._closed and not self._queued:
-                        self._to_run.notify_all()
-                        return
-                    self._to_fill.wait()
-                request, lane, self._writing = self._next(), self._open, True
-                self._room.notify()
+    def _abandon(self, lane: _Lane, error: BaseException) -> None:
+        """Close, and tell all that wait what a thread ended of."""
+        with self._lock:
+            self._closed, self._filling, self._slots = True, False, len(self._lanes)
+            waiting = [*lane.requests, *(request for requests in self._waiting.values() for request in requests)]
+            self._waiting.clear()
+            self._queued = 0
+            for condition in (self._idle, self._to_fill, self._room):
+                condition.notify_all()
+        for request in waiting:
+            if request.future.running() or self._claim(request):
+                self._settle("failed", (request, EngineError(f"a thread of the batcher failed: {first_line(error)}")))
+
+    def _fill(self, lane: _Lane) -> bool:
+        """Preprocess one request after the other until the lane is to be run, for which it then has a slot; False at the end."""
+        with self._lock:
+            while self._filling or not self._queued:
+                if self._closed and not self._queued:
+                    return False
+                self._idle.wait()
+            self._filling = True
+        while (request := self._request_for(lane)) is not None:
             if self._claim(request) and self._in_time(request):
                 self._write(request, lane)
+        return True
 
-    def _fillable(self) -> bool:
-        """Whether there is a request, and a row for it in a lane that nobody waits to run."""
-        return self._queued > 0 and len(self._open.requests) < self._most and not self._due()
+    def _request_for(self, lane: _Lane) -> _Request | None:
+        """The next request for the lane that is being filled; None where it is to be run, and others may be filled."""
+        with self._lock:
+            self._writing = False
+            while not self._due(lane):
+                if self._queued and len(lane.requests) < self._enough():
+                    self._writing = True
+                    if self._queued <= self._room_for // 2 + 1:  # who waits for room is woken for more than one request
+                        self._room.notify_all()
+                    return self._next()
+                self._to_fill.wait(self._patience_s(lane))
+            self._filling = False
+            self._slots -= 1
+            self._idle.notify()
+            return None
+
+    def _due(self, lane: _Lane) -> bool:
+        """Whether the engine is free for the lane, and it is full or was held back for long enough."""
+        if not self._slots:
+            return False
+        if self._closed and not self._queued:
+            return True  # also of an empty lane, of which all requests were cancelled
+        full = len(lane.requests) >= self._enough() or self._closed
+        return bool(lane.requests) and (full or self._held_for_ns(lane) <= 0)
+
+    def _enough(self) -> int:
+        """How many requests make a batch: no more than gain something, unless so many wait that throughput is all that counts."""
+        return self._most if self._queued >= self._most else self._quick
+
+    def _patience_s(self, lane: _Lane) -> float | None:
+        """How long the lane may still be held back; None while it is empty, or only a slot is missing."""
+        return max(0.0, self._held_for_ns(lane) / 1e9) if lane.requests and self._slots else None
+
+    def _held_for_ns(self, lane: _Lane) -> int:
+        """How long the lane may still be held back, so that no deadline passes meanwhile."""
+        until = lane.requests[0].submitted_ns + self._hold_ns
+        deadlines = [request.deadline_ns for request in lane.requests if request.deadline_ns is not None]
+        return min([until, *(deadline - HASTE_NS for deadline in deadlines)]) - time.perf_counter_ns()
 
     def _claim(self, request: _Request) -> bool:
         """Whether nobody has cancelled the request; from here on nobody can."""
@@ -233,7 +312,7 @@ class Batcher:
         """Whether the deadline of a request is still to come; else it is settled."""
         if request.seconds_left() != 0.0:
             return True
-        self._settle(request, "late", DeadlineError("the deadline passed before the batch began", hint="submit fewer, or later"))
+        self._settle("late", (request, DeadlineError("the deadline passed before the batch began", hint=FEWER)))
         return False
 
     def _write(self, request: _Request, lane: _Lane) -> None:
@@ -241,102 +320,67 @@ class Batcher:
         try:
             lane.engine.write(len(lane.requests), request.frame.image, request.frame.pixels)
         except Exception as error:  # noqa: BLE001  whatever is wrong with one picture is told to who sent it
-            self._settle(request, "failed", error)
+            self._settle("failed", (request, error))
             return
         request.prepared_ns = time.perf_counter_ns()
         lane.requests.append(request)
 
-    def _due(self) -> bool:
-        """Whether a thread is free for the open lane, and the lane is full or has waited long enough."""
-        ready = self._open.requests
-        if not self._idle or self._writing or not ready:
-            return False
-        held = len(ready) < self._most and not self._closed
-        return not held or time.perf_counter_ns() - ready[0].submitted_ns >= self._hold_ns
-
-    def _run(self) -> None:
-        """Run one lane after the other: the work of all other threads, of which there are as many as streams."""
-        lane: _Lane | None = None
-        while True:
-            with self._lock:
-                if lane is not None:
-                    lane.requests.clear()
-                    self._spare.append(lane)
-                self._idle += 1
-                while not self._due():
-                    if self._closed and not self._queued and not self._writing and not self._open.requests:
-                        return
-                    self._to_run.wait(self._patience_s())
-                self._idle -= 1
-                lane, self._open = self._open, self._spare.pop()
-                self._to_fill.notify()
-            self._answer(lane)
-
-    def _patience_s(self) -> float | None:
-        """How long the open lane may still be held back; None while nothing is in it."""
-        ready = self._open.requests
-        if not ready or self._writing:
-            return None
-        return max(0.0, (self._hold_ns - time.perf_counter_ns() + ready[0].submitted_ns) / 1e9)
-
-    def _answer(self, lane: _Lane) -> None:
-        """Run a lane, and each of its requests alone if that fails."""
+    def _infer(self, lane: _Lane, size: int | None = None) -> _Run | None:
+        """Run a lane, at the quickest size or the given one; where that fails, each request alone. None: nothing to read."""
         wanted = [request for request in lane.requests if self._in_time(request)]
         if not wanted:
-            return
+            return None
         rows = len(lane.requests)
-        size = self._pace.size(rows)
+        size = size or self._pace.size(rows)
         start = time.perf_counter_ns()
         try:
             outputs = lane.engine.run(size)
         except Exception as error:  # noqa: BLE001  whatever the engine raised is told to who waits
-            self._answer_alone(lane, wanted, error)
-            return
-        infer_ms = elapsed_ms(start)
-        self._pace.note(size, infer_ms)
+            self._infer_alone(lane, wanted, error)
+            return None
+        ran = _Run(outputs[:rows], start, elapsed_ms(start))
+        self._pace.note(size, ran.ms)
         with self._lock:
             self._counts["batches"] += 1
             self._counts["rows"] += rows
-        for request, output in zip(lane.requests, outputs, strict=False):
-            if not request.future.done():
-                self._read(lane, request, output, start, infer_ms)
+        return ran
 
-    def _answer_alone(self, lane: _Lane, requests: list[_Request], error: Exception) -> None:
-        """Run each of the requests again by itself, so that only those fail that make the engine fail."""
+    def _infer_alone(self, lane: _Lane, requests: list[_Request], error: Exception) -> None:
+        """Run and answer each of the requests by itself, so that only those fail that make the engine fail."""
         if len(requests) == 1:
-            self._settle(requests[0], "failed", error)
+            self._settle("failed", (requests[0], error))
             return
         for request in requests:
             alone = dataclasses.replace(lane, requests=[])
             self._write(request, alone)
-            if alone.requests:
-                self._answer(alone)
+            ran = self._infer(alone, size=1)  # the row behind it may hold the one that fails
+            if ran is not None:
+                self._read(alone, ran)
 
-    def _read(self, lane: _Lane, request: _Request, output: NDArray[np.float32], start: int, infer_ms: float) -> None:
-        """Settle a request with its row of the output of a run that began at `start`."""
-        read_ns = time.perf_counter_ns()
+    def _read(self, lane: _Lane, ran: _Run) -> None:
+        """Settle the requests of a lane with the answers of its run."""
+        read_ns, requests = time.perf_counter_ns(), lane.requests
         try:
-            top, array = lane.predictor.read(output)
+            answers = lane.predictor.read(ran.outputs)
         except Exception as error:  # noqa: BLE001  as above
-            self._settle(request, "failed", error)
+            if len(requests) == 1:
+                self._settle("failed", (requests[0], error))
+                return
+            for row, request in enumerate(requests):
+                alone = dataclasses.replace(lane, requests=[request])
+                self._read(alone, dataclasses.replace(ran, outputs=ran.outputs[row : row + 1]))
             return
-        timing = Timing(
-            capture_ms=(request.submitted_ns - request.frame.captured_ns) / 1e6,
-            queue_ms=(request.begun_ns - request.submitted_ns + start - request.prepared_ns) / 1e6,
-            preprocess_ms=(request.prepared_ns - request.begun_ns) / 1e6,
-            infer_ms=infer_ms,
-            postprocess_ms=elapsed_ms(read_ns),
-        )
-        self._settle(request, "answered", Prediction(top, array, timing))
+        read_ms = elapsed_ms(read_ns)
+        pairs = zip(requests, answers, strict=True)
+        self._settle("answered", *((request, Prediction(*answer, request.timing(ran, read_ms))) for request, answer in pairs))
 
-    def _settle(self, request: _Request, outcome: str, result: Prediction | BaseException) -> None:
-        """Give a request its end, and count it before anybody can see it."""
+    def _settle(self, outcome: Outcome, *results: tuple[_Request, Prediction | BaseException]) -> None:
+        """Give requests their end, and count them before anybody can see it; those that have theirs already are left alone."""
+        open_results = [(request, result) for request, result in results if not request.settled]
         with self._lock:
-            self._counts[outcome] += 1
-        if isinstance(result, BaseException):
-            request.future.set_exception(result)
-        else:
-            request.future.set_result(result)
+            self._counts[outcome] += len(open_results)
+        for request, result in open_results:
+            request.settle(result)
 
 
 class Pace:
@@ -360,6 +404,15 @@ class Pace:
         self._least_ms[size] = min(self._least_ms[size], ms) if size in self._least_ms else math.inf
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """The outputs of a lane's requests, float32[requests, ...], when their run began (perf_counter_ns), and what it took."""
+
+    outputs: NDArray[np.float32]
+    start_ns: int
+    ms: float
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class _Request:
     """A frame on its way; times of `perf_counter_ns`."""
@@ -370,10 +423,37 @@ class _Request:
     future: Future[Prediction] = dataclasses.field(default_factory=Future)
     begun_ns: int = 0
     prepared_ns: int = 0
+    settled: bool = False
 
     def seconds_left(self) -> float | None:
         """Until the deadline, 0.0 where it has passed; None without one."""
-        return None if self.deadline_ns is None else max(0.0, (self.deadline_ns - time.perf_counter_ns()) / 1e9)
+        if self.deadline_ns is None:
+            return None
+        return min(max(0.0, (self.deadline_ns - time.perf_counter_ns()) / 1e9), threading.TIMEOUT_MAX)
+
+    def settle(self, result: Prediction | BaseException) -> None:
+        """Hand over the result. What a callback raises besides an Exception is reported as that of a thread, which lives on."""
+        self.settled = True
+        try:
+            if isinstance(result, BaseException):
+                self.future.set_exception(result)
+            else:
+                self.future.set_result(result)
+        except InvalidStateError:  # who waits for it has settled it
+            pass
+        except BaseException:  # noqa: BLE001  SystemExit and the like
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+
+    def timing(self, ran: _Run, read_ms: float) -> Timing:
+        """Where the time went, given the run and what reading its answers took."""
+        waited_ns = self.begun_ns - self.submitted_ns + ran.start_ns - self.prepared_ns
+        return Timing(
+            capture_ms=(self.submitted_ns - self.frame.captured_ns) / 1e6,
+            queue_ms=waited_ns / 1e6,
+            preprocess_ms=(self.prepared_ns - self.begun_ns) / 1e6,
+            infer_ms=ran.ms,
+            postprocess_ms=read_ms,
+        )
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -391,20 +471,65 @@ def _checked(engine: ForkableEngine, max_batch: int | None, max_delay_ms: float,
     if not 1 <= most <= engine.max_batch:
         hint = "build the engine for a larger batch (`batch` of the target)"
         raise VitEdgeError(f"max_batch must be 1 to {engine.max_batch}, for which the engine was built, not {most}", hint=hint)
-    if not 0 <= max_delay_ms < math.inf:
-        raise VitEdgeError(f"max_delay_ms must be 0 or more, not {max_delay_ms}")
-    if queue < 1 or policy not in POLICIES:
-        raise VitEdgeError(f"queue must be at least 1 and policy one of {', '.join(POLICIES)}, not {queue} and {policy!r}")
+    if not 0 <= max_delay_ms <= MAX_DELAY_MS:
+        raise VitEdgeError(f"max_delay_ms must be 0 to {MAX_DELAY_MS:g}, not {max_delay_ms}", hint="0 holds no frame back")
+    if queue < 1:
+        raise VitEdgeError(f"queue must be at least 1, not {queue}", hint="64 frames of 1080p are 400 MB")
+    if policy not in POLICIES:
+        raise VitEdgeError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
     return most
 
 
-def _forks(engine: ForkableEngine, most: int) -> list[ForkableEngine]:
-    """A fork for each stream and one to be filled meanwhile, each run once at the sizes that are compiled apart."""
+def _request(frame: Frame, stream: Hashable, deadline_ms: float | None) -> _Request:
+    """A request of now, after a look at what was given."""
+    now = time.perf_counter_ns()
+    if not isinstance(frame, Frame) or not isinstance(frame.captured_ns, int):
+        hint = "Frame(image, index, time.perf_counter_ns()) makes one of a picture"
+        raise VitEdgeError(f"a Frame with a capture time is submitted, not {type(frame).__name__}", hint=hint)
+    try:
+        hash(stream)
+    except TypeError as error:
+        raise VitEdgeError(f"stream must be hashable, such as a name or number, not {stream!r}") from error
+    if deadline_ms is None or deadline_ms == math.inf:
+        return _Request(frame, now, None)
+    if not -math.inf < deadline_ms < math.inf:
+        raise VitEdgeError(f"deadline_ms must be a number of milliseconds, not {deadline_ms}")
+    return _Request(frame, now, now + int(deadline_ms * 1e6))
+
+
+def _quick_size(engine: ForkableEngine, most: int) -> int:
+    """The smallest batch with nearly the rate of the best one: in a larger one, frames would wait for each other in vain."""
+    sizes, rates = sorted({*(1 << power for power in range(most.bit_length())), most}), list[float]()
+    for size in sizes:
+        engine.run(size)  # the first run of a size allocates
+        start = time.perf_counter_ns()
+        engine.run(size)
+        rates.append(size / max(elapsed_ms(start), 1e-6))
+    return next(size for size, rate in zip(sizes, rates, strict=True) if rate >= NEARLY * max(rates))
+
+
+def _open_lanes(engine: ForkableEngine, most: int, top_k: int) -> list[_Lane]:
+    """A lane for each stream and one to be filled meanwhile, each run once at sizes that may be compiled apart."""
+    lanes: list[_Lane] = []
     with ExitStack() as opening:
-        forks = [engine.fork() for _ in range(engine.streams + 1)]
-        for fork in forks:
+        for _ in range(engine.streams + 1):
+            fork = engine.fork()
             opening.callback(fork.close)
-        for fork, size in itertools.product(forks, sorted({1, min(2, most), most})):
-            fork.run(size)
+            lanes.append(_Lane(fork, Predictor(fork, top_k)))
+        for lane, size in itertools.product(lanes, sorted({1, min(2, most), most})):
+            lane.engine.run(size)
         opening.pop_all()
-    return forks
+    return lanes
+
+
+@functools.cache
+def _open_batchers() -> weakref.WeakSet[Batcher]:
+    """The batchers of this process. At its end a thread that is inside an engine would crash it, so they are ended before."""
+    batchers: weakref.WeakSet[Batcher] = weakref.WeakSet()
+
+    def end() -> None:
+        for batcher in tuple(batchers):
+            batcher.close(drain=False)
+
+    atexit.register(end)
+    return batchers

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.backends import Session, load_backend
-from vitedge.backends.build import plan_sha256
+from vitedge.backends.build import plan_sha256, read_manifest
 from vitedge.errors import EngineError, VitEdgeError
-from vitedge.specs import Manifest, PixelFormat, from_dict
-from vitedge.workspace import find_engines, read_json
+from vitedge.specs import Manifest, PixelFormat
+from vitedge.workspace import find_engines
 
 
 def open_engine(path: str | Path, streams: int | None = None) -> Engine:
@@ -73,17 +73,6 @@ def _fits_here(folder: Path) -> bool:
     return True
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an engine directory."""
-    if not (folder / "manifest.json").is_file():
-        hint = "an engine is a directory such as engines/<model>/int8-0123456789ab, made by `vitedge build`"
-        raise EngineError(f"{folder} is not an engine: it has no manifest.json", hint=hint)
-    try:
-        return from_dict(Manifest, read_json(folder / "manifest.json"))
-    except VitEdgeError as error:
-        raise EngineError(f"{folder}/manifest.json is not readable: {error}", hint="build the engine again") from error
-
-
 class Engine:
     """An open engine: a buffer to write into and a way to run what is in it.
 
@@ -105,7 +94,8 @@ class Engine:
     def input(self) -> NDArray[Any]:
         """[max_batch, ...], int8 patches or uint8 pixels, to write rows into. To be asked for anew after a `write`.
 
-        `write` may leave its row on the GPU: then this brings it back, and an array from before cannot be written into.
+        `write` may leave its row on the GPU: then this brings it back, and an array from before cannot be written into. That
+        holds for the array itself, not for views taken of it (`row = engine.input[0]`): what they write after a `write` is lost.
         """
         return self._open().input
 
@@ -124,22 +114,27 @@ class Engine:
 
     def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat = "rgb") -> None:
         """Preprocess a picture, laid out as `vitedge.pixels` says, into a row of `input`."""
-        self._open().write(row, picture, pixels)
+        if not 0 <= row < self.max_batch:
+            raise EngineError(f"there is no row {row}: the engine was built for {self.max_batch}", hint="rows count from 0")
+        with self._turn:
+            self._open().write(row, picture, pixels)
 
     def fork(self) -> Engine:
         """The same plan, opened once more with an `input` of its own: engines that run in a thread each, and are closed each."""
-        return Engine(self.path, self.manifest, self._open().fork())
+        with self._turn:
+            return Engine(self.path, self.manifest, self._open().fork())
 
     def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Copy `rows` ([count, ...] of the input's dtype) in, run them, and return a copy of the answer; safe in any thread."""
-        if rows.dtype != self.input.dtype or rows.shape[1:] != self.input.shape[1:]:
-            wanted = ", ".join(map(str, self.input.shape[1:]))
-            raise EngineError(
-                f"the engine takes {self.input.dtype}[batch, {wanted}], not {rows.dtype}{list(rows.shape)}",
-                hint="vitedge.preprocess.write_input makes such rows from images",
-            )
         with self._turn:
-            self.input[: min(len(rows), self.max_batch)] = rows[: self.max_batch]
+            given = self.input
+            if rows.dtype != given.dtype or rows.shape[1:] != given.shape[1:]:
+                wanted = ", ".join(map(str, given.shape[1:]))
+                raise EngineError(
+                    f"the engine takes {given.dtype}[batch, {wanted}], not {rows.dtype}{list(rows.shape)}",
+                    hint="vitedge.preprocess.write_input makes such rows from images",
+                )
+            given[: min(len(rows), self.max_batch)] = rows[: self.max_batch]
             answer: NDArray[np.float32] = self.run(len(rows)).copy()
         return answer
 

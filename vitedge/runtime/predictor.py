@@ -19,6 +19,8 @@ from vitedge.specs import Frame, Manifest, ModelCard, PixelFormat, Prediction, T
 
 EXPORT_CLASSIFIER = "export it again, with an output of [batch, classes] or as a model of another task"
 EXPORT_LABELS = "export the model again with one label a class, in the order of its outputs"
+SORTED = 64  # classes, up to which it is quicker to sort all than to find the largest first
+Top = tuple[tuple[str, float], ...]
 
 
 class InferenceEngine(Protocol):
@@ -59,8 +61,8 @@ class Predictor:
     def predict_batch(self, frames: Sequence[Frame]) -> list[Prediction]:
         """The predictions for up to `engine.max_batch` frames, in one run of the engine.
 
-        Their timings: `capture_ms` is the age of that frame when work on the batch began, `preprocess_ms` and
-        `postprocess_ms` are its own, `infer_ms` is its equal share of the run. Summed over a batch they give the time the
+        Their timings: `capture_ms` is the age of that frame when work on the batch began, `preprocess_ms` is its own, `infer_ms`
+        and `postprocess_ms` are its equal shares of the batch's. Summed over a batch they give the time the
         batch took; a single frame waited for all of it. Raises EngineError for too many frames or an output that is no number
         or has not one number a label.
         """
@@ -73,21 +75,24 @@ class Predictor:
         infer = time.perf_counter_ns()
         outputs = self._engine.run(len(frames))
         infer_ms = elapsed_ms(infer) / len(frames)
-        predictions = []
-        for output, frame, preprocess_ms in zip(outputs, frames, prepared, strict=True):
-            start = time.perf_counter_ns()
-            top, array = self.read(output)
-            age_ms = (began - frame.captured_ns) / 1e6
-            predictions.append(Prediction(top, array, Timing(age_ms, preprocess_ms, infer_ms, elapsed_ms(start))))
-        return predictions
+        start = time.perf_counter_ns()
+        answers = self.read(outputs)
+        postprocess_ms = elapsed_ms(start) / len(frames)
+        return [
+            Prediction(top, array, Timing((began - frame.captured_ns) / 1e6, preprocess_ms, infer_ms, postprocess_ms))
+            for (top, array), frame, preprocess_ms in zip(answers, frames, prepared, strict=True)
+        ]
 
-    def read(self, output: NDArray[np.float32]) -> tuple[tuple[tuple[str, float], ...], NDArray[np.float32]]:
-        """One row of the engine's output as `Prediction.top` and `Prediction.array`, which outlive the next run."""
-        array = np.array(output, np.float32)
-        peak = array.max()  # a NaN anywhere comes through; a logit of -inf is a probability of zero
-        if not np.isfinite(peak):
+    def read(self, outputs: NDArray[np.float32]) -> list[tuple[Top, NDArray[np.float32]]]:
+        """The rows of the engine's output as `Prediction.top` and `Prediction.array`, which outlive the next run."""
+        peaks = outputs.reshape(len(outputs), -1).max(
+            axis=1
+        )  # a NaN anywhere comes through; a logit of -inf is a probability of 0
+        if not np.isfinite(peaks).all():
+            peak = peaks[~np.isfinite(peaks)][0]
             raise EngineError(f"the engine's output holds {peak}", hint="an overflow? compare it with the fp32 engine")
-        return (_top(array, self._card, self._top_k) if self._card.task == "classify" else ()), array
+        tops = _tops(outputs, peaks, self._card, self._top_k) if self._card.task == "classify" else [()] * len(outputs)
+        return [(top, np.array(output, np.float32)) for top, output in zip(tops, outputs, strict=True)]
 
     def _prepare(self, frame: Frame, row: int) -> float:
         """Fill one row of the engine's input; the milliseconds that took."""
@@ -112,22 +117,24 @@ def _check_labels(card: ModelCard) -> None:
         raise EngineError(f"{card.name} has {shape[-1]} outputs and {len(card.labels)} labels", hint=EXPORT_LABELS)
 
 
-def _top(logits: NDArray[np.float32], card: ModelCard, count: int) -> tuple[tuple[str, float], ...]:
-    """The `count` classes of the highest softmax probability, best first; of equals, the lower index first."""
+def _tops(logits: NDArray[np.float32], peaks: NDArray[np.float32], card: ModelCard, count: int) -> list[Top]:
+    """Of each row the `count` classes of the highest softmax probability, best first; of equals, the lower index first."""
     labels = card.labels
-    if logits.ndim != 1:
-        raise EngineError(f"{card.name} classifies, but answers with the shape {list(logits.shape)}", hint=EXPORT_CLASSIFIER)
-    if labels and len(labels) != len(logits):
-        raise EngineError(f"{card.name} has {len(logits)} outputs and {len(labels)} labels", hint=EXPORT_LABELS)
-    weights = np.exp(np.subtract(logits, logits.max(), dtype=np.float64))  # at most 1: no logit is too large
-    shares = weights / weights.sum()
-    return tuple((labels[i] if labels else str(i), float(shares[i])) for i in _largest(logits, count))
+    if logits.ndim != 2:
+        raise EngineError(f"{card.name} classifies, but answers with the shape {list(logits.shape[1:])}", hint=EXPORT_CLASSIFIER)
+    if labels and len(labels) != logits.shape[1]:
+        raise EngineError(f"{card.name} has {logits.shape[1]} outputs and {len(labels)} labels", hint=EXPORT_LABELS)
+    weights = np.exp(np.subtract(logits, peaks[:, None], dtype=np.float64))  # at most 1: no logit is too large
+    shares = weights / weights.sum(axis=1)[:, None]
+    return [
+        tuple((labels[i] if labels else str(i), float(share[i])) for i in _largest(row, count).tolist())
+        for row, share in zip(logits, shares, strict=True)
+    ]
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Where the `count` largest are, the largest first, of equals the first; without sorting a thousand others."""
-    if count >= len(values):
-        return np.argsort(-values, kind="stable")
-    least = np.partition(values, -count)[-count]
-    found = np.flatnonzero(values >= least)
+    if len(values) <= max(SORTED, count):
+        return np.argsort(-values, kind="stable")[:count]
+    found = np.flatnonzero(values >= np.partition(values, -count)[-count])
     return found[np.argsort(-values[found], kind="stable")][:count]
