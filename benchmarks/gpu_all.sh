@@ -6,7 +6,7 @@
 # The tests' verdicts are in results/gpu_tests.xml. What fails does not keep the rest from running; the exit status tells of it.
 cd "$(dirname "$0")/.." || exit 1
 status=0
-make gpu-ready || exit 1
+make --no-print-directory gpu-ready || exit 1
 mkdir -p results
 .venv/bin/python -c '
 import sys
