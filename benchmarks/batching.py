@@ -15,6 +15,7 @@ queueing theory leaves. Memory is the process's resident set.
 from __future__ import annotations
 
 import argparse
+import gc
 import heapq
 import os
 import shlex
@@ -76,6 +77,8 @@ def measure(served: Served, seconds: float) -> dict[str, Any]:
     """All figures of one model."""
     with open_engine(served.engine, streams=0) as engine:
         bench = prepare(engine, served)
+        gc.collect()
+        gc.freeze()  # torch, which made the model and serves nobody, would make each collection a pause of 50 ms
         static, flooded = in_turns(bench, seconds / 2)
         best = max(static, key=lambda size: static[size])
         capacity = flooded
