@@ -4,7 +4,7 @@ BIN := .venv/bin
 FASHION := examples/fashion_mnist
 FOCUS := examples/focus
 
-.PHONY: help demo test test-families test-rtx test-soak check bench bench-quantizers gpu-ready test-gpu bench-gpu clean
+.PHONY: help demo test test-families test-rtx test-soak soak-camera check bench bench-quantizers gpu-ready test-gpu bench-gpu clean
 help:
 	@echo "make demo    deploy two real Vision Transformers on this machine; tables, an annotated video, reports"
 	@echo "make test    all tests"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench-gpu  test-gpu, and what a camera's frame costs on that GPU, into results/"
 	@echo "make test-rtx   nine Vision Transformers of real size as TensorRT-RTX engines, without a GPU; ten minutes"
 	@echo "make test-soak  200,000 requests of many threads, cancelled, late and broken ones among them; some minutes"
+	@echo "make soak-camera MINUTES=30   a camera at full rate: every frame counted, memory and clock where they were"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make bench   measure against other engines and write results/ and the README tables"
 	@echo "make bench-quantizers IMAGES=DIR   measure against other quantizers: an hour or two on labelled images, see benchmarks/quantizers.py"
@@ -45,10 +46,14 @@ test-rtx: .venv/ready
 	$(BIN)/python -m pytest -m rtx tests/rtx
 
 test-soak: .venv/ready
-	$(BIN)/python -m pytest -m soak tests/soak
+	$(BIN)/python -m pytest -m soak tests/soak/test_batcher.py
 	@echo "and three at once, which take the processors from each other"
-	@runs=; for run in 1 2 3; do SOAK_REQUESTS=30000 $(BIN)/python -m pytest -q -m soak tests/soak & runs="$$runs $$!"; done; \
+	@runs=; for run in 1 2 3; do SOAK_REQUESTS=30000 $(BIN)/python -m pytest -q -m soak tests/soak/test_batcher.py & runs="$$runs $$!"; done; \
 	for run in $$runs; do wait $$run || exit 1; done
+
+MINUTES ?= 30
+soak-camera: .venv/ready
+	SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s -m soak tests/soak/test_camera.py
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "vitedge"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = [
     "Batcher",
+    "CameraOptions",
     "Engine",
     "Frame",
     "Manifest",
@@ -26,11 +27,13 @@ PUBLIC = [
     "Preprocess",
     "Recipe",
     "ScaleTable",
+    "Stream",
     "Target",
     "TensorSpec",
     "Timing",
     "VitEdgeError",
     "open_engine",
+    "stream",
 ]
 NOT_AT_IMPORT = ("torch", "onnx", "onnxruntime", "openvino", "cv2", "PIL", "numpy", "typer", "rich")
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

@@ -45,11 +45,14 @@ def test_the_readmes_work_as_they_are_written(workspace: Path) -> None:
     subprocess.run([sys.executable, ROOT / "examples/fashion_mnist/dataset.py"], check=True)
     shell = commands("README.md")
     assert len(shell) >= 6
-    for command in [*commands("examples/fashion_mnist/README.md"), *shell]:
+    for command in [*commands("examples/fashion_mnist/README.md"), *shell, *commands("docs/cameras.md")]:
         run(shlex.split(command), workspace)
     for document in ("README.md", "docs/runtime.md"):
         (example,) = blocks(document, "python")
         assert "Bag" in run([sys.executable, "-c", example], workspace)
+    (example,) = blocks("docs/cameras.md", "python")
+    said = run([sys.executable, "-c", example], workspace)
+    assert len(re.findall(r"^synthetic \d+ \('", said, re.MULTILINE)) == 40 and "processed=40" in said
 
 
 def test_the_command_table_names_every_command() -> None:

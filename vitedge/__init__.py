@@ -9,6 +9,12 @@ Running an engine needs numpy, Pillow and one backend:
     with open_engine("engines/fashion-vit/int8-0123456789ab") as engine:
         print(Predictor(engine)(frame).top)
 
+A camera's newest frames, with OpenCV:
+
+    from vitedge import stream
+    for frame, prediction in stream("rtsp://camera/stream", "fashion-vit/int8"):
+        print(frame.index, prediction.top)
+
 Importing this package imports neither torch nor onnx nor cv2.
 """
 
@@ -22,12 +28,15 @@ from vitedge.specs import Frame, Manifest, ModelCard, Prediction, Preprocess, Re
 
 if TYPE_CHECKING:
     from vitedge.runtime.batcher import Batcher
+    from vitedge.runtime.camera import CameraOptions
     from vitedge.runtime.engine import Engine, open_engine
+    from vitedge.runtime.live import Stream, stream
     from vitedge.runtime.predictor import Predictor
 
 __version__ = "0.1.0"
 __all__ = [
     "Batcher",
+    "CameraOptions",
     "Engine",
     "Frame",
     "Manifest",
@@ -37,18 +46,23 @@ __all__ = [
     "Preprocess",
     "Recipe",
     "ScaleTable",
+    "Stream",
     "Target",
     "TensorSpec",
     "Timing",
     "VitEdgeError",
     "open_engine",
+    "stream",
 ]
 
 _LATER = {
     "Batcher": "runtime.batcher",
+    "CameraOptions": "runtime.camera",
     "Engine": "runtime.engine",
     "open_engine": "runtime.engine",
     "Predictor": "runtime.predictor",
+    "Stream": "runtime.live",
+    "stream": "runtime.live",
 }
 
 

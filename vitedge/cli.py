@@ -8,30 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import math
+import os
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import vitedge
+from vitedge import cli_run
 from vitedge.errors import VitEdgeError
-from vitedge.specs import MAX_BATCH, BenchRow, Frame, Prediction, to_dict
+from vitedge.specs import MAX_BATCH, BenchRow, to_dict
+from vitedge.terminal import ENGINE, Engine, Terminal, chosen_engine, complete_engine, err, out, print_notes
 from vitedge.workspace import (
-    find_engines,
     find_graph,
     find_root,
     init_workspace,
-    known_engines,
     known_recipes,
     known_targets,
     load_recipe,
@@ -41,8 +38,15 @@ from vitedge.workspace import (
 )
 
 INTERRUPTED = 130  # the exit status that Typer makes of Ctrl-C
+ENDS = {  # what it says of a command; "" of all that write nothing, or all at once at their end
+    "": "interrupted; nothing was written",
+    "run": "interrupted",
+    "init": "interrupted",
+    **dict.fromkeys(("make", "sensitivity"), "interrupted; what was finished is kept, and the next run goes on from there"),
+}
+UNREADABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 LONG = 200  # letters of a path, more of which are not shown
-PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
 
 if TYPE_CHECKING:
     from vitedge.bench.verify import Verification
@@ -55,9 +59,6 @@ app = typer.Typer(
     help="Trained PyTorch Vision Transformers as INT8 engines on edge devices, with the cost and the gain measured.",
     epilog="Start with [bold]vitedge doctor[/], then [bold]vitedge make MODEL --images DIR[/].",
 )
-out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-err = Console(stderr=True, highlight=False, emoji=False)
-
 MODEL = "path/file.py:factory, hf:ORG/NAME, timm:NAME or torchvision:NAME."
 Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load: .safetensors, or .pth holding a state dict.")]
@@ -66,12 +67,6 @@ Images = Annotated[
     Path, typer.Option(help="Folder of real images, searched at any depth; sub-folders are labels.", show_default=False)
 ]
 SIDE = "A MODEL as `vitedge export` takes it, an ONNX file, MODEL/VARIANT.onnx, an engine directory or MODEL/VARIANT"
-ENGINE = "An engine directory, or MODEL/VARIANT for the one below engines/ that was made last, of those that open here"
-
-
-def complete_engine(typed: str) -> list[str]:
-    """For the shell: MODEL/VARIANT of the engines in the workspace."""
-    return sorted({name for name in known_engines().values() if name.startswith(typed)})
 
 
 def complete_recipe(typed: str) -> list[str]:
@@ -84,7 +79,6 @@ def complete_target(typed: str) -> list[str]:
     return [name for name in known_targets() if name.startswith(typed)]
 
 
-Engine = Annotated[Path, typer.Argument(help=f"{ENGINE}.", show_default=False, autocompletion=complete_engine)]
 Engines = Annotated[
     list[Path], typer.Argument(help=f"{ENGINE}; the first is the reference.", show_default=False, autocompletion=complete_engine)
 ]
@@ -100,43 +94,6 @@ Backend = Annotated[
 ]
 Tolerance = Annotated[float, typer.Option(help="How far ONNX may lie from torch, as a part of the output's range.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")]
-
-
-class Terminal:
-    """Tells a person at a terminal, on stderr, what the pipeline does: a bar while a step runs, a line when it ends."""
-
-    def __init__(self) -> None:
-        parts = TextColumn("[dim]{task.fields[phase]}[/]")
-        columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(32), TimeElapsedColumn(), parts)
-        self._bar = Progress(*columns, console=err, transient=True)
-        self._task: TaskID | None = None
-        self._began = 0.0
-
-    def begin(self, step: str) -> None:
-        """A step begins."""
-        self._began = time.perf_counter()
-        if err.is_terminal:
-            self._bar.start()
-        self._task = self._bar.add_task(step, total=None, phase="")
-
-    def progress(self, fraction: float, phase: str = "") -> None:
-        """Move the bar."""
-        if self._task is not None:
-            self._bar.update(self._task, total=1.0, completed=fraction, phase=phase)
-
-    def end(self, step: str, result: str) -> None:
-        """Replace the bar by the line that stays."""
-        took = ""
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-            took, self._task = f"  [dim]{time.perf_counter() - self._began:.1f} s[/]", None
-        self.close()
-        err.print(f"[bold]{step:<10}[/] {escape(result)}{took}", soft_wrap=True)
-
-    def close(self) -> None:
-        """Take the bar off the screen."""
-        if err.is_terminal:
-            self._bar.stop()
 
 
 @app.command(
@@ -233,7 +190,7 @@ def calibrate(
         )
         compiler.save_table(result.table, path)
         terminal.end("calibrate", f"{len(result.table.amax)} ranges from {result.table.images} images")
-    _print_notes(result.skipped)
+    print_notes(result.skipped)
     out.print(short_path(path), markup=False, soft_wrap=True)
 
 
@@ -333,7 +290,7 @@ def refit(
     """Replace the weights of a TensorRT engine, in seconds; its target must have said refit = true."""
     from vitedge.backends.build import refit_engine
 
-    old = _engine(engine)
+    old = chosen_engine(engine)
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("refit")
         folder = refit_engine(old, find_graph(onnx), output or find_root() / "engines")
@@ -341,34 +298,7 @@ def refit(
     out.print(short_path(folder), markup=False, soft_wrap=True)
 
 
-@app.command(epilog="Example: [bold]vitedge run my-vit/int8 --source clip.mp4 --save annotated.mp4[/]")
-def run(
-    engine: Engine,
-    source: Annotated[
-        str, typer.Option(help="A folder of images, an image, a video file, or a camera number.", show_default=False)
-    ],
-    save: Annotated[Path | None, typer.Option(help="Write annotated frames: a video (.mp4, .avi) or a folder.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many labels to give.")] = 5,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
-    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a frame on stdout.")] = False,
-) -> None:
-    """Run an engine over images, a video or a camera."""
-    from vitedge.runtime.live import run as run_live
-
-    notes: list[str] = []
-    folder = _engine(engine)
-    count, begun = 0, 0.0
-    for frame, prediction in run_live(folder, source, save=save, top_k=top, limit=limit, notes=notes):
-        begun = begun or time.perf_counter()  # from the first answer on: opening the engine is not what a frame costs
-        count += 1
-        if json_lines:
-            print(json.dumps(_as_json(frame, prediction)), flush=True)  # at once: who reads a camera's lines wants the newest
-        else:
-            out.print(_as_text(frame, prediction), soft_wrap=True)
-    _print_notes(notes)
-    rate = f", {(count - 1) / (time.perf_counter() - begun):.1f} a second" if count > 1 else ""
-    wrote = f"; wrote {save}" if save else ""
-    err.print(f"{count} frame{'' if count == 1 else 's'}{rate}{wrote}", markup=False, soft_wrap=True)
+app.command(epilog="Example: [bold]vitedge run my-vit/int8 --source rtsp://camera/stream --web 8080[/]")(cli_run.run)
 
 
 @app.command(epilog="Example: [bold]vitedge bench my-vit/fp32 my-vit/int8 --images photos_by_class --batch 1 --batch 8[/]")
@@ -390,7 +320,7 @@ def bench(
     from vitedge.images import list_images
 
     notes: list[str] = []
-    folders = [_engine(engine) for engine in engines]
+    folders = [chosen_engine(engine) for engine in engines]
     _require_other(report, json_file, of=[*folders, images])
     with contextlib.closing(Terminal()) as terminal:
         files = list_images(images)
@@ -423,7 +353,7 @@ def estimate(
     source, work = read_source(path), pipeline.work_of(path)
     found = [roofline.estimate(source, work, load_target(name, backend), batch) for name in target]
     out.print(roofline.estimate_table(found))
-    _print_notes(list(dict.fromkeys(note for one in found for note in one.notes)), most=100)
+    print_notes(list(dict.fromkeys(note for one in found for note in one.notes)), most=100)
     if json_file:
         write_json(json_file, {"onnx": str(onnx), "work": to_dict(work), "estimates": [to_dict(one) for one in found]})
 
@@ -511,7 +441,7 @@ def explain(
 
     if not 0 < seconds < math.inf:
         raise VitEdgeError(f"layers are timed for some seconds, not for {seconds:g}", hint="give --seconds a number above 0")
-    folders = [_engine(path) for path in (engine, other) if path]
+    folders = [chosen_engine(path) for path in (engine, other) if path]
     _require_other(json_file, of=folders)
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("explain")
@@ -584,27 +514,24 @@ def main() -> None:
             err.print(f"[bold]hint:[/]  {escape(error.hint)}", soft_wrap=True)
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM) or error.filename is None:
-            raise
-        name = str(error.filename)
-        shown = name if len(name) <= LONG else f"{name[:LONG]}..."
-        err.print(f"[red bold]error:[/] cannot read {escape(shown)}: {error.strerror}", soft_wrap=True)
+        err.print(f"[red bold]error:[/] {escape(_sentence(error))}", soft_wrap=True)
         sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            err.print("interrupted; what was finished is kept, and the next run goes on from there")
+            err.print(ENDS.get(sys.argv[1], ENDS[""]))
         raise
 
 
-def _engine(name: Path) -> Path:
-    """The directory of the engine `name`; which one that is, and whether a newer one was passed over, is said."""
-    from vitedge.runtime.engine import find_engine
-
-    folder, newest = find_engine(name), find_engines(name)[0]
-    err.print(f"[dim]engine: {escape(short_path(folder))}[/]", soft_wrap=True)
-    if folder != newest:
-        _print_notes([f"{short_path(newest)} is newer, but is for another machine"])
-    return folder
+def _sentence(error: OSError) -> str:
+    """What a file that cannot be read, or an output that takes no more, is to a user; any other error is raised again."""
+    if error.errno in UNREADABLE and error.filename is not None:
+        name = str(error.filename)
+        return f"cannot read {name if len(name) <= LONG else f'{name[:LONG]}...'}: {error.strerror}"
+    if error.errno in FULL and error.filename is None:
+        with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:  # for what is still to be flushed
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return f"cannot write to standard output: {error.strerror}"
+    raise error
 
 
 def _require_other(*outputs: Path | None, of: Sequence[Path | None]) -> None:
@@ -621,7 +548,7 @@ def _require_other(*outputs: Path | None, of: Sequence[Path | None]) -> None:
 def _print_delivery(result: Result, json_file: Path | None) -> None:
     """What was made for a machine that is not this one, where nothing could be measured."""
     unwritten = [f"so {json_file} was not written"] if json_file else []
-    _print_notes([*result.notes, *unwritten])
+    print_notes([*result.notes, *unwritten])
     for path in result.engines:
         out.print(f"engine: {short_path(path)}", markup=False, soft_wrap=True)
     if result.bundle:
@@ -644,7 +571,7 @@ def _print_rows(rows: Sequence[BenchRow], notes: Sequence[str], json_file: Path 
 
     out.print(table(rows))
     out.print(headline(rows), soft_wrap=True)
-    _print_notes([*beaten(rows), *notes])
+    print_notes([*beaten(rows), *notes])
     if json_file:
         write_json(json_file, rows_to_json(rows, environment()))
 
@@ -662,32 +589,6 @@ def _print_verification(found: Verification, notes: Sequence[str], json_file: Pa
         count, names = len(found.unmatched), ", ".join(found.unmatched)
         have = f"of {count + len(found.layers)} Linears {'has' if count == 1 else 'have'}"
         notes = [f"{count} {have} no counterpart of the same name in both graphs: {names}", *notes]
-    _print_notes(notes)
+    print_notes(notes)
     if json_file:
         write_json(json_file, {"environment": environment(), **to_dict(found)})
-
-
-def _print_notes(notes: Sequence[str], most: int = 5) -> None:
-    for note in notes[:most]:
-        err.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
-    if len(notes) > most:
-        err.print(f"[yellow]note:[/] and {len(notes) - most} more of the kind")
-
-
-def _as_text(frame: Frame, prediction: Prediction) -> str:
-    """One line for a person: name or number, answer, milliseconds."""
-    timing = prediction.timing
-    answer = "  ".join(f"{escape(label)} {probability:.1%}" for label, probability in prediction.top)
-    if not answer:
-        answer = f"{list(prediction.array.shape)} from {prediction.array.min():.3f} to {prediction.array.max():.3f}"
-    name = escape(frame.name) or f"{frame.index:5}"
-    return f"{name}  {answer}  [dim]preprocess {timing.preprocess_ms:.1f}  infer {timing.infer_ms:.1f} ms[/]"
-
-
-def _as_json(frame: Frame, prediction: Prediction) -> dict[str, Any]:
-    """One line for a machine; of an array only its shape and range, since a map has 50,000 values."""
-    array = prediction.array
-    result: dict[str, Any] = {"index": frame.index, "name": frame.name, "timing": to_dict(prediction.timing)}
-    if prediction.top:
-        return result | {"top": [{"label": label, "probability": p} for label, p in prediction.top]}
-    return result | {"shape": list(array.shape), "min": float(array.min()), "max": float(array.max())}

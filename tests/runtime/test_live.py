@@ -1,9 +1,15 @@
-"""A live run yields frames with their answers, records on the way, and closes everything however it ends."""
+"""A stream yields frames with their answers, the newest of cameras and all of files, and closes everything however it ends."""
 
 from __future__ import annotations
 
+import gc
 import itertools
+import json
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.engines import IMAGES, Made
+from tests.engines import IMAGES, ROOT, Made
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.images import decode, list_images
 from vitedge.runtime import live
-from vitedge.runtime.camera import Source, open_source
+from vitedge.runtime.camera import CameraOptions, Source, burnt_in_number, open_source
 from vitedge.runtime.engine import Engine, open_engine
-from vitedge.runtime.overlay import Recorder, open_recorder
+from vitedge.runtime.live import Stream, distinct, stream
+from vitedge.runtime.overlay import open_recorder
 from vitedge.runtime.predictor import Predictor
 from vitedge.specs import Frame, Prediction
 
@@ -27,6 +34,7 @@ pytest.importorskip("torch")
 pytest.importorskip("cv2")
 
 FRAMES = 10
+SMALL = CameraOptions(size=(160, 120), fps=60)
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +46,24 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def engine(made: Made) -> Iterator[Engine]:
+    with open_engine(made.engines["openvino", "int8"]) as opened:
+        yield opened
+
+
 class Opened:
-    """The real engine, source and recorder of a run, kept to look at after it."""
+    """The real engines and sources of a stream, kept to look at after it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.things: list[Any] = []
-        self.saved: list[Path] = []
-        for name in ("open_engine", "open_source", "open_recorder"):
+        self.threads = set(threading.enumerate())
+        for name in ("open_engine", "open_source"):
             monkeypatch.setattr(live, name, self._kept(getattr(live, name)))
 
     def _kept(self, opens: Callable[..., Any]) -> Callable[..., Any]:
         def keep(*arguments: Any) -> Any:
             self.things.append(opens(*arguments))
-            if isinstance(self.things[-1], Recorder):
-                self.saved.append(arguments[0])
             return self.things[-1]
 
         return keep
@@ -64,8 +76,9 @@ class Opened:
                     thing.run(1)
             elif isinstance(thing, Source):
                 assert list(thing) == []
-        for path in self.saved:  # a finished video is one that can be read, too: the tests do
-            assert path.exists() and not list(path.parent.glob(".*.partial*"))
+                assert thing.captured == thing.given + thing.dropped
+        left = [thread.name for thread in set(threading.enumerate()) - self.threads]
+        assert not [name for name in left if name.startswith(("vitedge-source", "vitedge-batcher", "reader"))]
 
 
 @pytest.fixture
@@ -73,106 +86,134 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     return Opened(monkeypatch)
 
 
-def start(
-    made: Made, source: Path, save: Path | None = None, limit: int | None = None, notes: list[str] | None = None
-) -> Iterator[tuple[Frame, Prediction]]:
-    engine = made.engines["openvino", "int8"]
-    return live.run(engine, str(source), save=save, top_k=3, limit=limit, notes=[] if notes is None else notes)
+class Failing:
+    """An engine, or a fork of one, that fails from its `after`-th run on."""
+
+    def __init__(self, engine: Engine, after: int) -> None:
+        self._engine, self.left = engine, after
+        self.manifest, self.max_batch, self.streams = engine.manifest, engine.max_batch, engine.streams
+        self.write, self.close = engine.write, engine.close
+
+    def run(self, count: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise EngineError("injected")
+        return self._engine.run(count)
+
+    def fork(self) -> Failing:
+        return Failing(self._engine.fork(), self.left)
 
 
-def frames_in(video: Path) -> int:
-    with open_source(str(video)) as source:
-        return len(list(source))
+def start(made: Made, *sources: object, **options: Any) -> Stream:
+    return stream([str(source) for source in sources], made.engines["openvino", "int8"], top_k=3, **options)
 
 
-def test_every_frame_comes_in_order_with_the_answer_a_predictor_gives(made: Made, opened: Opened) -> None:
-    notes: list[str] = []
-    answers = list(start(made, made.images, notes=notes))
+def by_source(answers: list[tuple[Frame, Prediction]]) -> dict[str, list[Frame]]:
+    frames: dict[str, list[Frame]] = {}
+    for frame, _ in answers:
+        frames.setdefault(frame.source, []).append(frame)
+    return frames
+
+
+def assert_belongs(engine: Engine, frame: Frame, prediction: Prediction) -> None:
+    """The answer is that of the frame's own picture; answers of test pictures differ by far more than this."""
+    np.testing.assert_allclose(prediction.array, Predictor(engine)(frame).array, atol=0.05)
+
+
+# one file or folder
+
+
+def test_every_frame_comes_in_order_with_the_answer_a_predictor_gives(made: Made, engine: Engine, opened: Opened) -> None:
+    answers = start(made, made.images)
+    given = list(answers)
     opened.assert_all_closed()
     files = list_images(made.images)
-    assert [(frame.index, frame.name) for frame, _ in answers] == [(i, file.path.name) for i, file in enumerate(files)]
-    assert len(files) == IMAGES and notes == []
-    with open_engine(made.engines["openvino", "int8"]) as engine:
-        predictor = Predictor(engine, 3)
-        for (_, given), file in itertools.islice(zip(answers, files, strict=True), 8):
-            expected = predictor(Frame(decode(file.path), 0, 0))
-            np.testing.assert_array_equal(given.array, expected.array)
-            assert given.top == expected.top and len(given.top) == 3
+    assert [(frame.index, frame.name) for frame, _ in given] == [(i, file.path.name) for i, file in enumerate(files)]
+    assert len(files) == IMAGES and answers.notes == []
+    assert {frame.source for frame, _ in given} == {str(made.images)} == set(answers.names)
+    predictor = Predictor(engine, 3)
+    for (_, prediction), file in itertools.islice(zip(given, files, strict=True), 8):
+        expected = predictor(Frame(decode(file.path), 0, 0))
+        np.testing.assert_array_equal(prediction.array, expected.array)
+        assert prediction.top == expected.top and len(prediction.top) == 3
 
 
-def test_a_recording_has_the_frames_and_the_rate_of_its_source(made: Made, clip: Path, tmp_path: Path, opened: Opened) -> None:
-    assert len(list(start(made, clip, tmp_path / "out.mp4"))) == FRAMES
+@pytest.mark.parametrize("limit", [0, 4])
+def test_a_limit_ends_the_stream_there(made: Made, clip: Path, opened: Opened, limit: int) -> None:
+    answers = start(made, clip, limit=limit)
+    assert len(list(answers)) == limit == answers.counts(0).processed
     opened.assert_all_closed()
-    with open_source(str(tmp_path / "out.mp4")) as source:
-        assert source.fps == 12.5
-        assert len(list(source)) == FRAMES
+    counts = answers.counts(0)
+    assert counts.captured == counts.processed + counts.dropped
 
 
-def test_pictures_are_recorded_at_a_rate_of_their_own(made: Made, tmp_path: Path) -> None:
-    list(start(made, made.images, tmp_path / "out.avi", limit=4))
-    with open_source(str(tmp_path / "out.avi")) as source:
-        assert source.fps == live.DEFAULT_FPS
-        assert len(list(source)) == 4
-
-
-def test_a_limit_ends_the_run_there(made: Made, clip: Path, opened: Opened) -> None:
-    assert len(list(start(made, clip, limit=4))) == 4
-    opened.assert_all_closed()
-
-
-def test_abandoned_early_it_closes_all_and_keeps_what_was_recorded(
-    made: Made, clip: Path, tmp_path: Path, opened: Opened
-) -> None:
-    answers = start(made, clip, tmp_path / "out.mp4")
+def test_closed_early_it_closes_all_and_ends(made: Made, clip: Path, opened: Opened) -> None:
+    answers = start(made, clip)
     for _ in range(3):
         next(answers)
-    answers.close()  # type: ignore[attr-defined]
+    answers.close()
+    answers.close()
     opened.assert_all_closed()
-    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
-    assert frames_in(tmp_path / "out.mp4") == 3
+    assert list(answers) == []
 
 
-def test_forgotten_half_way_it_closes_all_too(made: Made, clip: Path, tmp_path: Path, opened: Opened) -> None:
-    for index, _ in enumerate(start(made, clip, tmp_path / "out.mp4")):
+@pytest.mark.parametrize("source", ["clip", "synthetic", "both"])
+def test_forgotten_half_way_it_closes_all_too(made: Made, clip: Path, opened: Opened, source: str) -> None:
+    sources = [str(clip), "synthetic"] if source == "both" else [str(clip) if source == "clip" else source]
+    for index, _ in enumerate(start(made, *sources, options=SMALL)):
         if index == 1:
             break
+    gc.collect()
     opened.assert_all_closed()
-    assert frames_in(tmp_path / "out.mp4") == 2
 
 
-def test_an_error_of_who_reads_it_closes_all(made: Made, clip: Path, tmp_path: Path, opened: Opened) -> None:
-    answers = start(made, clip, tmp_path / "out.mp4")
-    next(answers)
-    with pytest.raises(KeyError):
-        answers.throw(KeyError())  # type: ignore[attr-defined]
+def test_an_error_of_who_reads_it_closes_all(made: Made, clip: Path, opened: Opened) -> None:
+    with pytest.raises(KeyError), start(made, clip) as answers:
+        for _ in answers:
+            raise KeyError
     opened.assert_all_closed()
-    assert frames_in(tmp_path / "out.mp4") == 1
 
 
-def test_a_source_or_a_place_to_save_that_does_not_open_closes_what_did(
-    made: Made, clip: Path, tmp_path: Path, opened: Opened
+def test_a_callback_gets_each_answer_and_its_error_ends_the_stream(made: Made, clip: Path, opened: Opened) -> None:
+    called: list[int] = []
+    assert len(list(start(made, clip, on_result=lambda frame, _: called.append(frame.index)))) == FRAMES
+    assert called == list(range(FRAMES))
+
+    def stops(frame: Frame, prediction: Prediction) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        next(start(made, clip, on_result=stops))
+    opened.assert_all_closed()
+
+
+def test_an_engine_that_was_given_stays_open_and_one_by_its_name_is_found(
+    made: Made, engine: Engine, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for source, save in ((tmp_path / "none.mp4", None), (clip, tmp_path / "out.gif")):
-        with pytest.raises(VitEdgeError):
-            list(start(made, source, save))
+    assert len(list(stream(str(clip), engine))) == FRAMES
+    assert engine.run(1).shape == (1, 10)
+    monkeypatch.chdir(made.root)
+    name = made.engines["openvino", "int8"].parent.name
+    assert len(list(stream(str(clip), f"{name}/int8"))) == FRAMES
+
+
+def test_what_does_not_open_is_an_error_and_closes_what_did(made: Made, tmp_path: Path, opened: Opened) -> None:
+    for sources in (["none.mp4"], ["synthetic", str(tmp_path / "none.mp4"), "synthetic"]):
+        with pytest.raises(VitEdgeError, match=r"no file or folder .*none\.mp4"):
+            start(made, *sources, options=SMALL)
+    with pytest.raises(VitEdgeError, match="no source was given"):
+        stream([], made.engines["openvino", "int8"])
+    with pytest.raises(VitEdgeError, match="limit must be"):
+        start(made, "synthetic", limit=-1)
     opened.assert_all_closed()
-    assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_opened_before_the_first_frame_is_asked_for(made: Made, clip: Path, opened: Opened) -> None:
-    answers = start(made, clip)
-    assert opened.things == []
-    next(answers)
-    assert len(opened.things) == 2
-    answers.close()  # type: ignore[attr-defined]
-
-
-def test_pictures_that_cannot_be_decoded_are_told_at_the_end(made: Made, tmp_path: Path) -> None:
+def test_pictures_that_cannot_be_decoded_are_told(made: Made, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(made.images, tmp_path / "images"))
     (folder / "Bag" / "broken.png").write_bytes(b"no picture")
-    notes: list[str] = []
-    assert len(list(start(made, folder, notes=notes))) == IMAGES
-    assert len(notes) == 1 and "broken.png" in notes[0]
+    answers = start(made, folder)
+    assert len(list(answers)) == IMAGES
+    assert len(answers.notes) == 1 and "broken.png" in answers.notes[0]
 
 
 def test_pictures_of_any_size_and_mode_go_through(made: Made, tmp_path: Path) -> None:
@@ -183,35 +224,144 @@ def test_pictures_of_any_size_and_mode_go_through(made: Made, tmp_path: Path) ->
         ("d.gif", "P", (29, 400)),
     ):
         Image.new(mode, size).save(tmp_path / name)
-    answers = list(start(made, tmp_path, tmp_path.with_name(f"{tmp_path.name}-out")))
+    answers = list(start(made, tmp_path))
     assert [frame.name for frame, _ in answers] == ["a.png", "b.png", "c.jpg", "d.gif"]
     assert all(sum(probability for _, probability in prediction.top) <= 1.0001 for _, prediction in answers)
-    assert len(list(tmp_path.with_name(f"{tmp_path.name}-out").iterdir())) == 4
 
 
-def test_a_recording_never_overwrites_its_source(made: Made, clip: Path, tmp_path: Path, opened: Opened) -> None:
-    source = Path(shutil.copy(clip, tmp_path / "clip.mp4"))
-    (tmp_path / "link.mp4").symlink_to(source)
-    (tmp_path / "folder").mkdir()
-    before = source.read_bytes()
-    for save in (source, tmp_path / "folder" / ".." / "clip.mp4", tmp_path / "link.mp4"):
-        for given, to in ((source, save), (save, source)):
-            with pytest.raises(VitEdgeError, match="is the source") as caught:
-                list(start(made, given, to))
-            assert caught.value.hint and "\n" not in str(caught.value)
-    assert opened.things == [] and source.read_bytes() == before
-    assert len(list(start(made, source, tmp_path / "other.mp4"))) == FRAMES
+# one camera
 
 
-def test_pictures_are_not_recorded_into_the_folder_they_come_from(made: Made, tmp_path: Path, opened: Opened) -> None:
-    folder = Path(shutil.copytree(made.images, tmp_path / "images"))
-    (tmp_path / "link").symlink_to(folder)
-    before = sorted(folder.rglob("*"))
-    for save in (folder, folder / "Bag", folder / "new" / "deep", tmp_path / "link", tmp_path / "link" / "new"):
-        for source in (folder, tmp_path / "link"):
-            with pytest.raises(VitEdgeError, match=r"is the source|lies in the source folder") as caught:
-                list(start(made, source, save))
-            assert caught.value.hint
-    assert opened.things == [] and sorted(folder.rglob("*")) == before
-    for save in (tmp_path / "images-out", folder / "out.mp4"):  # a video is no image
-        assert len(list(start(made, folder, save, limit=2))) == 2
+def measured(made: Made, *arguments: object) -> dict[str, Any]:
+    """The figures of tests/soak/camera.py, in a process of its own."""
+    command = [sys.executable, "-m", "tests.soak.camera", made.engines["openvino", "int8"], *arguments]
+    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def test_a_slow_engine_gets_the_newest_frames_and_every_other_is_counted(made: Made) -> None:
+    found = measured(made, "--frames", 120, "--seconds", 60, "--fps", 60, "--least-ms", 40)
+    assert found["answers"] == found["processed"] == 120 and found["ascending"]
+    assert found["behind_most"] <= 2, found
+    assert found["captured"] == found["processed"] + found["dropped"] and found["dropped"] > 60
+    assert found["dropped"] == found["gaps"] and found["dropped_by_source"] in (found["dropped"], found["dropped"] - 1)
+    assert found["latency_apart"][0] <= 1, found
+
+
+def test_closing_from_another_thread_ends_the_wait_for_a_frame(made: Made, opened: Opened) -> None:
+    slow = CameraOptions(size=(160, 120), fps=0.05)
+    for sources in (["synthetic"], ["synthetic", "synthetic"]):
+        answers = start(made, *sources, options=slow)
+        for _ in sources:
+            next(answers)
+        threading.Timer(0.3, answers.close).start()
+        began = time.perf_counter()
+        assert list(answers) == []
+        assert time.perf_counter() - began < 15, "the next frame would have come after 20 s"
+        answers.close()
+    opened.assert_all_closed()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_error_of_the_engine_is_raised_after_the_answers_before_it(engine: Engine, opened: Opened, count: int) -> None:
+    failing = Failing(engine, 30)
+    answers = stream(["synthetic"] * count, failing, options=SMALL)  # type: ignore[arg-type]
+    given = []
+    with pytest.raises(EngineError, match="injected"):
+        for answer in answers:
+            given.append(answer)  # noqa: PERF402  those before the error are to be kept
+    opened.assert_all_closed()
+    assert list(answers) == [] and len(given) == sum(answers.counts(number).processed for number in range(count))
+    assert len(given) == 29 if count == 1 else given, "the first run was before any frame"
+
+
+# several
+
+
+def test_four_cameras_get_equal_shares_and_each_answer_is_that_of_its_frame(made: Made, engine: Engine, opened: Opened) -> None:
+    answers = start(made, *["synthetic"] * 4, options=SMALL, limit=200)
+    given = list(answers)
+    opened.assert_all_closed()
+    assert answers.names == ("synthetic", "synthetic #2", "synthetic #3", "synthetic #4")
+    shares = np.array([answers.counts(number).processed for number in range(4)], float)
+    assert shares.sum() ** 2 / (4 * np.square(shares).sum()) >= 0.95, shares
+    for number, (name, frames) in enumerate(sorted(by_source(given).items())):
+        numbers = [burnt_in_number(frame.image) for frame in frames]
+        assert numbers == sorted(set(numbers)) == [frame.index for frame in frames]
+        assert {answers.number(frame) for frame in frames} == {number} and name == answers.names[number]
+        counts = answers.counts(number)
+        assert counts.captured == counts.processed + counts.dropped and counts.processed == len(frames)
+    for frame, prediction in given[::10]:
+        assert_belongs(engine, frame, prediction)
+    arrays = np.stack([prediction.array for _, prediction in given[::10]])
+    assert np.ptp(arrays, axis=0).max() > 0.5, "else a mistaken answer would not show"
+
+
+def test_several_folders_give_all_their_pictures_each_in_order(made: Made, engine: Engine, opened: Opened) -> None:
+    folders = sorted(path for path in made.images.iterdir() if path.is_dir())[:4]
+    answers = start(made, *folders)
+    given = list(answers)
+    opened.assert_all_closed()
+    for folder in folders:
+        names = [frame.name for frame in by_source(given)[str(folder)]]
+        assert names == [file.path.name for file in list_images(folder)]
+    for frame, prediction in given:
+        assert_belongs(engine, frame, prediction)
+
+
+def test_sources_that_end_leave_the_others_alone(made: Made, clip: Path, opened: Opened) -> None:
+    answers = start(made, clip, "synthetic", options=SMALL, limit=60)
+    frames = by_source(list(answers))
+    opened.assert_all_closed()
+    assert len(frames[str(clip)]) == FRAMES and len(frames["synthetic"]) == 60 - FRAMES
+    assert answers.notes == []
+
+
+def test_a_source_that_fails_for_good_ends_the_others_not_and_is_raised_at_their_end(
+    made: Made, clip: Path, tmp_path: Path, opened: Opened
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    answers = start(made, tmp_path, clip)
+    given = []
+    with pytest.raises(VitEdgeError, match="none of 1 images could be decoded"):
+        for answer in answers:
+            given.append(answer)  # noqa: PERF402  those before the error are to be kept
+    assert len(given) == FRAMES
+    answers = start(made, tmp_path, "synthetic", options=SMALL, limit=30)
+    assert len(list(answers)) == 30
+    assert any("none of 1 images could be decoded" in note for note in answers.notes)
+    with pytest.raises(VitEdgeError, match="none of 1 images"):
+        next(start(made, tmp_path))
+    opened.assert_all_closed()
+
+
+def test_of_a_slow_consumer_each_source_has_one_answer_waiting_and_no_more(made: Made, opened: Opened) -> None:
+    answers = start(made, "synthetic", "synthetic", options=SMALL)
+    for _ in range(4):
+        next(answers)
+    time.sleep(1.0)
+    for number, source in enumerate(answers.sources):
+        assert source.given - answers.counts(number).processed <= 1
+    captured = [source.captured for source in answers.sources]
+    waited, fresh = [[next(answers)[0] for _ in answers.sources] for _ in range(2)]
+    assert {frame.source for frame in waited} == {frame.source for frame in fresh} == set(answers.names)
+    assert all(frame.index >= captured[answers.number(frame)] - 1 for frame in fresh), "the newest follows what waited"
+    answers.close()
+    opened.assert_all_closed()
+
+
+def test_names_are_made_distinct() -> None:
+    assert distinct(["a", "b", "a", "a"]) == ("a", "b", "a #2", "a #3")
+    assert distinct([]) == ()
+
+
+def test_a_video_in_real_time_ends_by_itself(made: Made, clip: Path, opened: Opened) -> None:
+    answers = start(made, clip, options=CameraOptions(realtime=True))
+    given = list(answers)
+    opened.assert_all_closed()
+    counts = answers.counts(0)
+    assert counts.captured == FRAMES == counts.processed + counts.dropped and len(given) == counts.processed > 0
+    with open_source(str(clip)) as source:
+        assert len(list(source)) == FRAMES

@@ -1,70 +1,288 @@
-"""An engine and a source in, frames with their predictions out, annotated frames saved on the way.
+"""Sources and an engine in, frames with their predictions out: the newest of each camera, every one of files and folders.
 
-    source -> Frame -> Predictor or Batcher -> (Frame, Prediction) -> overlay -> recording
+    one camera          its newest frame ─▶ Predictor, in the thread that asks: nothing is quicker
+    one file or folder  all its frames ─▶ Batcher, many at a time, in order
+    several             a thread each: the newest frame ─▶ Batcher ─▶ its answer, as they come
 
-A camera's frames are answered one at a time, as soon as can be; those of files and folders many at a time. Knows nothing of
-terminals.
+Of each of several sources one frame is on its way at a time, and one answer waits until it is taken, so a consumer that is
+slow makes frames be dropped and memory never grow. Knows nothing of terminals, recordings or pages.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+import dataclasses
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
+
+import numpy as np
 
 from vitedge.errors import VitEdgeError
-from vitedge.runtime.camera import CAMERA, open_source
-from vitedge.runtime.engine import open_engine
-from vitedge.runtime.overlay import draw, names_folder, open_recorder
+from vitedge.runtime.batcher import Batcher
+from vitedge.runtime.camera import SOURCES, CameraOptions, Source, is_live, open_source
+from vitedge.runtime.engine import Engine, find_engine, open_engine
 from vitedge.runtime.predictor import Predictor
 from vitedge.runtime.throughput import open_batcher, predict_all
 from vitedge.specs import Frame, Prediction
 
-DEFAULT_FPS = 25.0  # of a recording whose source has no rate of its own
+Answer = tuple[Frame, Prediction]
+OnResult = Callable[[Frame, Prediction], None]
+ENDING_S = 10.0  # for the threads of several sources to end
 
 
-def run(
-    engine_path: Path, source_name: str, *, save: Path | None, top_k: int, limit: int | None, notes: list[str]
-) -> Iterator[tuple[Frame, Prediction]]:
-    """Yield every frame of the source with the engine's answer, and save it annotated if `save` says where.
+def stream(
+    sources: str | Sequence[str],
+    engine: str | Path | Engine,
+    *,
+    options: CameraOptions | None = None,
+    top_k: int = 5,
+    limit: int | None = None,
+    on_result: OnResult | None = None,
+) -> Stream:
+    """Open sources, and an engine where a path or MODEL/VARIANT is given, and return an iterator of (Frame, Prediction).
 
-    notes: receives a sentence for each picture that was lost, when the source has ended. Raises VitEdgeError, before
-    anything is opened, for a recording that would overwrite its source or be found in it as pictures.
+    sources: as `vitedge.runtime.camera.open_source` takes them; of several `Frame.source` says which one. engine: an open one
+    stays open. limit: stop after so many answers of all sources together. on_result: called with each answer before it is
+    given out, in the thread that iterates. Raises VitEdgeError where one of them does not open.
     """
-    camera = CAMERA.fullmatch(source_name) is not None
-    if save and not camera:
-        _check_apart(Path(source_name), save)
-    with ExitStack() as stack:
-        engine = stack.enter_context(open_engine(engine_path, None if camera else 0))
-        source = stack.enter_context(open_source(source_name))
-        recorder = stack.enter_context(open_recorder(save, source.fps or DEFAULT_FPS)) if save else None
-        frames = itertools.islice(source, limit)
-        if camera:
-            predictor = Predictor(engine, top_k)
-            answered = ((frame, predictor(frame)) for frame in frames)
+    names = (sources,) if isinstance(sources, str) else tuple(sources)
+    if not names:
+        raise VitEdgeError("no source was given", hint=SOURCES)
+    if limit is not None and limit < 0:
+        raise VitEdgeError(f"limit must be 0 or more, not {limit}")
+    options = options or CameraOptions()
+    live = any(is_live(name, options) for name in names)  # so one frame's time counts, and not that of all
+    with ExitStack() as opening:
+        if isinstance(engine, (str, Path)):
+            engine = opening.enter_context(open_engine(find_engine(Path(engine)), None if live else 0))
+        if live:
+            _warm_up(engine)
+        if len(names) > 1:
+            batcher = opening.enter_context(Batcher(engine, min(len(names), engine.max_batch), queue=len(names), top_k=top_k))
+            opened = _open_sources(names, options, opening)
+            answers: Iterator[Answer] = opening.enter_context(_Merged(batcher, opened))
         else:
-            answered = predict_all(stack.enter_context(open_batcher(engine, top_k)), frames)
-        for frame, prediction in stack.enter_context(closing(answered)):
-            if recorder:
-                recorder.write(draw(frame, prediction, engine.manifest.card), frame.name)
-            yield frame, prediction
-        notes += source.skipped
+            opened = [opening.enter_context(open_source(names[0], options))]
+            answers = _newest(opened[0], Predictor(engine, top_k)) if live else _all(opened[0], engine, top_k)
+            opening.callback(answers.close)
+        return Stream(opened, engine, answers, opening.pop_all(), limit, on_result)
 
 
-def _check_apart(source: Path, save: Path) -> None:
-    """Refuse the source itself, whatever it is called there, and for pictures also the folders in a source folder."""
-    real = Path(os.path.realpath(save))
-    if _same(source, real):
-        raise VitEdgeError(f"{save} is the source, which the recording would overwrite", hint="save to another place")
-    if names_folder(save) and any(_same(source, parent) for parent in real.parents):
-        message = f"{save} lies in the source folder {source}, whose images the recorded ones would join"
-        raise VitEdgeError(message, hint="save to a folder outside of it")
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of the frames of a source: captured = processed + dropped, once the stream is closed.
+
+    While it runs, a frame or two are neither yet. dropped: a newer one took their place, or the stream ended before their turn.
+    """
+
+    captured: int
+    processed: int
+    dropped: int
 
 
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:  # one is not there yet, or cannot be looked at: opening it says why
-        return False
+class Stream:
+    """(Frame, Prediction) after another. It closes what it opened when it ends, fails or is forgotten, and on `close`.
+
+    sources: the open sources, in the order given. names: of each, as `Frame.source` has it, made distinct. engine: the open
+    engine. A source that fails for good does not end the others: what it raised is raised when they have ended, and is among
+    the `notes` until then. An error of the engine is raised after the answers before it.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        engine: Engine,
+        answers: Iterator[Answer],
+        opened: ExitStack,
+        limit: int | None,
+        on_result: OnResult | None,
+    ) -> None:
+        self.sources, self.engine = tuple(sources), engine
+        self.names = distinct([source.name for source in sources])
+        self._numbers = {name: number for number, name in enumerate(self.names)}
+        self._processed = [0] * len(self.sources)
+        self._answers, self._left, self._on_result = answers, limit, on_result
+        self._failures = answers.failures if isinstance(answers, _Merged) else []
+        self._turn, self._stopped = threading.RLock(), threading.Event()
+        self._opened = opened
+        self._forgotten = weakref.finalize(self, _close, self.sources, self._turn, self._stopped, opened)
+
+    def __iter__(self) -> Iterator[Answer]:
+        return self
+
+    def __next__(self) -> Answer:
+        """The next answer; of cameras that of the newest frame, which is waited for."""
+        with self._turn:  # `close` in another thread waits until this one is out of the engine
+            try:
+                return self._take()
+            except BaseException:
+                self.close()
+                raise
+
+    def number(self, frame: Frame) -> int:
+        """Which of the sources a frame is of, counted from 0."""
+        return self._numbers[frame.source]
+
+    def counts(self, number: int) -> Counts:
+        """What became of the frames of a source so far."""
+        source, processed = self.sources[number], self._processed[number]
+        return Counts(source.captured, processed, source.captured - processed if self._stopped.is_set() else source.dropped)
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each picture that was lost and each source that failed while others went on."""
+        return [*(note for source in self.sources for note in source.skipped), *map(str, self._failures)]
+
+    def close(self) -> None:
+        """End the stream, from whatever thread, and close what it opened; calling it twice is safe."""
+        _close(self.sources, self._turn, self._stopped, self._opened)
+        self._forgotten.detach()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _take(self) -> Answer:
+        if self._stopped.is_set() or self._left == 0:
+            raise StopIteration
+        frame, prediction = next(self._answers)
+        if self._left is not None:
+            self._left -= 1
+        number = self._number_of(frame)
+        if frame.source != self.names[number]:
+            frame = dataclasses.replace(frame, source=self.names[number])
+        self._processed[number] += 1
+        if self._on_result:
+            self._on_result(frame, prediction)
+        return frame, prediction
+
+    def _number_of(self, frame: Frame) -> int:
+        return self._answers.latest if isinstance(self._answers, _Merged) else 0
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, numbered where one is there several times: a, a #2, a #3."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
+    return tuple(result)
+
+
+def _close(sources: Sequence[Source], turn: threading.RLock, stopped: threading.Event, opened: ExitStack) -> None:
+    """End the wait for a camera's frame, which may be that of another thread; then close all, when that is out of the engine."""
+    stopped.set()
+    for source in sources:
+        if source.live:
+            source.close()
+    with turn:
+        opened.close()
+
+
+def _warm_up(engine: Engine) -> None:
+    """Answer a picture before any is captured: the first one pays for what is compiled or loaded late."""
+    engine.write(0, np.zeros((480, 640, 3), np.uint8), "rgb")
+    engine.run(1)
+
+
+def _open_sources(names: Sequence[str], options: CameraOptions, opening: ExitStack) -> list[Source]:
+    """Open them at the same time, so that the first does not wait for the last; if one fails, those that opened are closed."""
+    with ThreadPoolExecutor(len(names), "vitedge-open") as pool:
+        futures = [pool.submit(open_source, name, options) for name in names]
+    opened = [opening.enter_context(future.result()) for future in futures if not future.exception()]
+    for future in futures:
+        future.result()  # raises the first error
+    return opened
+
+
+def _newest(source: Source, predictor: Predictor) -> Generator[Answer]:
+    for frame in source:
+        yield frame, predictor(frame)
+
+
+def _all(source: Source, engine: Engine, top_k: int) -> Generator[Answer]:
+    with open_batcher(engine, top_k) as batcher:
+        yield from predict_all(batcher, source)
+
+
+class _Merged:
+    """The answers of several sources as they come. failures: of sources; latest: the number of that of the last answer."""
+
+    def __init__(self, batcher: Batcher, sources: Sequence[Source]) -> None:
+        self.failures: list[Exception] = []
+        self.latest = 0
+        self._batcher, self._sources = batcher, sources
+        self._ready: deque[tuple[int, Answer]] = deque()  # at most one of each source
+        self._error: Exception | None = None  # of the engine
+        self._running, self._closed = len(sources), False
+        self._changed = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._follow, args=(number,), name="vitedge-source", daemon=True)
+            for number in range(len(sources))
+        ]
+
+    def __iter__(self) -> Iterator[Answer]:
+        return self
+
+    def __next__(self) -> Answer:
+        for thread in self._threads:
+            if thread.ident is None:  # with the first frame that is asked for, not before
+                thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or not self._running or self._error or self._closed)
+            if self._ready:
+                self.latest, answer = self._ready.popleft()
+                self._changed.notify_all()
+                return answer
+        if self._error:
+            raise self._error
+        if self.failures and not self._closed:
+            raise self.failures.pop(0)
+        raise StopIteration
+
+    def __enter__(self) -> _Merged:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.ident not in (None, threading.get_ident()):
+                thread.join(ENDING_S)
+
+    def _follow(self, number: int) -> None:
+        """Answer the frames of a source, one at a time, until it ends, fails or nobody wants more."""
+        try:
+            while not self._closed and (frame := self._next_frame(number)) is not None:
+                self._give(number, (frame, self._batcher.submit(frame, stream=number).result()))
+        except CancelledError:
+            pass  # the batcher was closed
+        except Exception as error:  # noqa: BLE001  raised again in the thread that iterates
+            self._error = self._error or error
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def _next_frame(self, number: int) -> Frame | None:
+        try:
+            return next(self._sources[number], None)
+        except Exception as error:  # noqa: BLE001  a source that fails does not end the others
+            self.failures.append(error)
+            return None
+
+    def _give(self, number: int, answer: Answer) -> None:
+        """Hand an answer over, and wait until it is taken."""
+        with self._changed:
+            self._ready.append((number, answer))
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closed or all(given != number for given, _ in self._ready))

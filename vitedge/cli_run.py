@@ -1,0 +1,344 @@
+"""The command `vitedge run`: sources, an engine, and where the answers go.
+
+A line an answer on stdout, or for cameras at a terminal one line for each that is kept up to date; what happened, as a table
+on stderr, at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Column, Table
+
+from vitedge.errors import VitEdgeError
+from vitedge.specs import Frame, Prediction
+from vitedge.terminal import Engine, chosen_engine, err, out, print_notes
+
+if TYPE_CHECKING:
+    from vitedge.runtime.camera import CameraOptions
+    from vitedge.runtime.live import Stream
+    from vitedge.runtime.outputs import Recordings, ResultCommand
+    from vitedge.runtime.tally import Tally
+    from vitedge.runtime.web import WebView
+
+SHORT = 24  # letters of a source's name in a table
+UPDATES = 4  # a second, of the line at a terminal
+STARVED = 3  # the exit status of the watchdog
+STAGE_NAMES = {"postprocess": "answer", "latency": "capture to result"}
+SOURCES, OUTPUT = "Sources", "Output"  # headings of --help
+
+
+class Transport(str, Enum):
+    """How a stream of rtsp:// comes."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+def run(
+    engine: Engine,
+    source: Annotated[
+        list[str],
+        typer.Option(
+            help="A camera (0, /dev/video0, csi://0, rtsp://..., http://..., gst://PIPELINE), a video file, an image, a folder, "
+            "or synthetic. May be repeated: all share the engine.",
+            show_default=False,
+            rich_help_panel=SOURCES,
+        ),
+    ],
+    realtime: Annotated[
+        bool,
+        typer.Option("--realtime", help="Files and folders: at their own pace, the newest frame only.", rich_help_panel=SOURCES),
+    ] = False,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Files and folders: begin again at the end.", rich_help_panel=SOURCES)
+    ] = False,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="The size to ask a camera for, e.g. 1280x720.", rich_help_panel=SOURCES)
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="The rate to ask a camera for; the pace of synthetic and of folders in real time.", rich_help_panel=SOURCES
+        ),
+    ] = None,
+    pixel_format: Annotated[
+        str | None,
+        typer.Option(metavar="FOURCC", help="The pixel format to ask a camera for: MJPG, YUYV, ...", rich_help_panel=SOURCES),
+    ] = None,
+    transport: Annotated[Transport, typer.Option(help="How rtsp:// comes.", rich_help_panel=SOURCES)] = Transport.TCP,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Record annotated frames: a video (.mp4, .avi) or a folder of pictures. Of several sources out.mp4 becomes "
+            "out-1.mp4, out-2.mp4, ... in the order given, a folder gets the folders 1, 2, ...",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="One JSON object a frame on stdout.", rich_help_panel=OUTPUT)
+    ] = False,
+    on_result: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="A shell command that is started once and gets each JSON object as a line on its stdin.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    web: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT", help="Show it live on a web page; port 0 is any that is free.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="VITEDGE_TOKEN",
+            help="What the page asks for; needed where others than this machine reach it.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many labels to give.")] = 5,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames of all sources together.")] = None,
+    watchdog: Annotated[float | None, typer.Option(metavar="SECONDS", help="Exit 3 when no frame was seen for so long.")] = None,
+) -> None:
+    """Run an engine over cameras, streams, videos or images: the newest frames of what is live, every frame of files.
+
+    Ctrl-C or SIGTERM ends it cleanly. Exit status: 0 at the end of all sources, and where a camera, which has no end, was
+    stopped; 130 or 143 where something with an end was interrupted; 1 an error; 3 the watchdog.
+    """
+    from vitedge.runtime.camera import CameraOptions
+
+    options = CameraOptions(
+        size=_size(size), fps=fps, pixel_format=pixel_format, transport=transport.value, realtime=realtime, loop=loop
+    )
+    if watchdog is not None and not 0 < watchdog < math.inf:
+        raise VitEdgeError(f"the watchdog waits for some seconds, not for {watchdog:g}", hint="give a number above 0")
+    if token and not web:
+        raise VitEdgeError("--token is for the page of --web", hint="give --web 8080, or leave --token out")
+    wanted = Wanted(save, json_lines, on_result, web, token, watchdog)
+    raise typer.Exit(_run(chosen_engine(engine), source, options, top, limit, wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Where the answers go, as the options of the same names say, and what ends the run."""
+
+    save: Path | None
+    json_lines: bool
+    on_result: str | None
+    web: str | None
+    token: str | None
+    watchdog: float | None
+
+
+def _run(folder: Path, names: Sequence[str], options: CameraOptions, top: int, limit: int | None, wanted: Wanted) -> int:
+    """Open all that was asked for, hand the answers on, say what came of it; the exit status."""
+    from vitedge.runtime.guard import Guard
+    from vitedge.runtime.live import stream
+    from vitedge.runtime.outputs import Recordings, ResultCommand, check_apart
+
+    if wanted.save:
+        check_apart(names, wanted.save)
+    with ExitStack() as opened:
+        page = opened.enter_context(closing(_page(folder, names, wanted.web, wanted.token))) if wanted.web else None
+        live = opened.enter_context(stream(names, folder, options=options, top_k=top, limit=limit))
+        screen = Screen(live, wanted.json_lines)
+        guard = Guard(live, wanted.watchdog, say=screen.say, tell=page.tell if page else _ignore)
+        try:
+            with ExitStack() as outputs:
+                saved = Recordings(wanted.save, live.sources, live.engine.manifest.card) if wanted.save else None
+                outputs.enter_context(saved or nullcontext())
+                command = ResultCommand(wanted.on_result, screen.say) if wanted.on_result else None
+                outputs.enter_context(closing(command) if command else nullcontext())
+                outputs.enter_context(screen)
+                outputs.enter_context(guard)
+                for frame, prediction in live:
+                    guard.seen()
+                    _hand_on(frame, prediction, live, screen, command, saved, page)
+        except VitEdgeError:
+            screen.end([])
+            raise
+        lost = [f"{command.lost} results did not reach {wanted.on_result!r}"] if command and command.lost else []
+        screen.end(lost, saved.paths if saved else [], guard.signal)
+    if guard.starved:
+        return STARVED
+    endless = limit is None and (options.loop or any(source.live and source.total is None for source in live.sources))
+    return 0 if guard.signal is None or endless else 128 + guard.signal
+
+
+def _hand_on(
+    frame: Frame,
+    prediction: Prediction,
+    live: Stream,
+    screen: Screen,
+    command: ResultCommand | None,
+    saved: Recordings | None,
+    page: WebView | None,
+) -> None:
+    """Give one answer to all that want it."""
+    from vitedge.runtime.outputs import record
+
+    number, counts = live.number(frame), live.counts(live.number(frame))
+    latency_ms = screen.count(number, frame, prediction)
+    line = json.dumps(record(frame, prediction, counts, latency_ms)) if command or screen.json_lines else ""
+    screen.show(frame, prediction, line)
+    if command:
+        command.send(line)
+    if page:
+        page.publish(frame, prediction, camera=number, captured=counts.captured, dropped=counts.dropped)
+    if saved:
+        saved.write(number, frame, prediction)
+
+
+def _page(folder: Path, names: Sequence[str], address: str, token: str | None) -> WebView:
+    """The page, opened before the engine is, since a port may be taken."""
+    host, _, port = address.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 2**16):
+        raise VitEdgeError(f"--web takes a port or HOST:PORT, not {address!r}", hint="such as --web 8080 or --web 0.0.0.0:8080")
+    from vitedge.backends.build import read_manifest
+    from vitedge.runtime.camera import without_secrets
+    from vitedge.runtime.live import distinct
+    from vitedge.runtime.web import WebView
+
+    manifest = read_manifest(folder)
+    cameras = distinct([without_secrets(name) for name in names])
+    title = f"{manifest.card.name} {manifest.variant}"
+    page = WebView(cameras, manifest.card, title=title, host=host.strip("[]") or "127.0.0.1", port=int(port), token=token)
+    err.print(f"web: {page.url}", markup=False, soft_wrap=True)
+    return page
+
+
+def _ignore(number: int, state: str) -> None:
+    """Nobody is to be told."""
+
+
+class Screen:
+    """What a person sees: a line an answer, or one for each camera that is kept up to date at a terminal; at the end a table."""
+
+    def __init__(self, live: Stream, json_lines: bool) -> None:
+        from vitedge.runtime.tally import Tally
+
+        self.json_lines = json_lines
+        self._live, self._tallies = live, [Tally() for _ in live.sources]
+        self._begun = self._last = 0.0
+        self._any_live = any(source.live for source in live.sources)
+        updated = self._any_live and out.is_terminal and not json_lines
+        self._status = Live(self, console=out, refresh_per_second=UPDATES, transient=True) if updated else None
+
+    def __enter__(self) -> Screen:
+        if self._status:
+            self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._status:
+            self._status.stop()
+
+    def say(self, sentence: str) -> None:
+        """A remark, now, from whatever thread."""
+        console = out if self._status else err
+        console.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True)
+
+    def count(self, number: int, frame: Frame, prediction: Prediction) -> float:
+        """Count an answer of source `number`; the milliseconds since its frame was captured."""
+        self._last = time.perf_counter()
+        self._begun = self._begun or self._last  # from the first answer on: opening the engine is not what a frame costs
+        return self._tallies[number].add(frame, prediction)
+
+    def show(self, frame: Frame, prediction: Prediction, line: str) -> None:
+        """Print an answer, where it is to be printed; `line` is its JSON."""
+        if self.json_lines:
+            print(line, flush=True)  # at once: who reads a camera's lines wants the newest
+        elif not self._status:
+            name = f"{_short(frame.source)}  " if len(self._tallies) > 1 else ""
+            out.print(f"{escape(name)}{_as_text(frame, prediction)}", soft_wrap=True)
+
+    def __rich__(self) -> Table:
+        grid = Table.grid(*(Column(no_wrap=True) for _ in range(5)), padding=(0, 2))
+        for name, source, tally in zip(self._live.names, self._live.sources, self._tallies, strict=True):
+            took = tally.lately()
+            stages = "  ".join(f"{stage} {took[stage]:.1f}" for stage in ("latency", "preprocess", "infer") if stage in took)
+            latest = _answer(tally.latest, 1) if tally.latest else "waits for the first frame"
+            said = f"[yellow]{escape(source.state)}[/]" if source.state else f"[bold]{latest}[/]"
+            grid.add_row(
+                escape(_short(name)),
+                f"{tally.rate_now:5.1f} fps",
+                f"[dim]{stages} ms[/]" if took else "",
+                f"dropped {source.dropped}",
+                said,
+            )
+        return grid
+
+    def end(self, notes: Sequence[str], saved: Sequence[Path] = (), signal_number: int | None = None) -> None:
+        """Say what was lost, what each source came to, and where it was recorded."""
+        print_notes([*self._live.notes, *notes])
+        count = sum(tally.processed for tally in self._tallies)
+        if count and (self._any_live or len(self._tallies) > 1 or signal_number is not None):
+            err.print(_table(self._live, self._tallies))
+        rate = f", {(count - 1) / (self._last - self._begun):.1f} a second" if self._last > self._begun else ""
+        wrote = f"; wrote {', '.join(map(str, saved))}" if saved and count else ""
+        ended = f"; ended by {signal.Signals(signal_number).name}" if signal_number is not None else ""
+        err.print(f"{count} frame{'' if count == 1 else 's'}{rate}{wrote}{ended}", markup=False, soft_wrap=True)
+
+
+def _table(live: Stream, tallies: Sequence[Tally]) -> Table:
+    """A column a source, so that some fit side by side: counts, rate, and the milliseconds of each stage."""
+    table = Table("", *(escape(_short(name)) for name in live.names), box=None, pad_edge=False)
+    counts = [live.counts(number) for number in range(len(tallies))]
+    table.add_row("frames processed", *(str(count.processed) for count in counts))
+    table.add_row("captured", *(str(count.captured) for count in counts))
+    table.add_row("dropped", *(str(count.dropped) for count in counts))
+    table.add_row("frames a second", *(f"{tally.rate:.1f}" for tally in tallies))
+    for stage in tallies[0].stages:
+        spreads = [tally.stages[stage] for tally in tallies]
+        cells = (f"{spread.quantile(0.5):.1f} / {spread.quantile(0.99):.1f}" for spread in spreads)
+        table.add_row(f"{STAGE_NAMES.get(stage, stage)}, ms (p50 / p99)", *cells)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _as_text(frame: Frame, prediction: Prediction) -> str:
+    """One line for a person: name or number, answer, milliseconds."""
+    timing = prediction.timing
+    name = escape(frame.name) or f"{frame.index:5}"
+    return f"{name}  {_answer(prediction)}  [dim]preprocess {timing.preprocess_ms:.1f}  infer {timing.infer_ms:.1f} ms[/]"
+
+
+def _answer(prediction: Prediction, most: int | None = None) -> str:
+    """The labels, or of an array its shape and range."""
+    array = prediction.array
+    answer = "  ".join(f"{escape(label)} {probability:.1%}" for label, probability in prediction.top[:most])
+    return answer or escape(f"{list(array.shape)} from {array.min():.3f} to {array.max():.3f}")
+
+
+def _short(name: str) -> str:
+    """A source's name with its end, which tells it from others."""
+    return name if len(name) <= SHORT else f"...{name[3 - SHORT :]}"
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """A size as it is typed: 1280x720."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,5})[xX*](\d{1,5})", text)
+    if not found:
+        raise VitEdgeError(f"a size is typed as WIDTHxHEIGHT, not {text!r}", hint="such as --size 1280x720")
+    return int(found[1]), int(found[2])
