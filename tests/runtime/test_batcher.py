@@ -89,7 +89,7 @@ class Rig:
     def settled(self, queued: int) -> None:
         """Wait until all but so many requests lie in a lane."""
         end = time.monotonic() + SECONDS
-        while self.batcher._queued != queued or self.batcher._writing:
+        while self.batcher._queued != queued or any(lane.taken for lane in self.batcher._lanes):
             assert time.monotonic() < end
             time.sleep(0.001)
 

@@ -40,6 +40,7 @@ Outcome = Literal["answered", "failed", "late", "dropped"]
 FEWER = "submit fewer, or later"
 MAX_DELAY_MS = 60_000.0
 NEARLY = 0.9  # of the best rate
+AT_ONCE_NS = 250_000  # of preprocessing, for which requests are taken in one go: tiny pictures take less than a turn of the lock
 HASTE_NS = 2_000_000  # before a deadline a batch begins, whatever it might have waited for
 
 
@@ -109,7 +110,7 @@ class Batcher:
         self._lanes = _open_lanes(engine, self._most, top_k)
         self._quick = _quick_size(self._lanes[0].engine, self._most)
         self._slots = engine.streams  # for runs at a time
-        self._filling, self._writing, self._closed = False, False, False
+        self._filling, self._closed = False, False
         self._lock = threading.Lock()
         self._idle, self._to_fill, self._room = (threading.Condition(self._lock) for _ in range(3))
         self._ending, self._process = len(self._lanes), os.getpid()
@@ -239,7 +240,7 @@ class Batcher:
         """Close, and tell all that wait what a thread ended of."""
         with self._lock:
             self._closed, self._filling, self._slots = True, False, len(self._lanes)
-            waiting = [*lane.requests, *(request for requests in self._waiting.values() for request in requests)]
+            waiting = [*lane.requests, *lane.taken, *(request for requests in self._waiting.values() for request in requests)]
             self._waiting.clear()
             self._queued = 0
             for condition in (self._idle, self._to_fill, self._room):
@@ -256,26 +257,27 @@ class Batcher:
                     return False
                 self._idle.wait()
             self._filling = True
-        while (request := self._request_for(lane)) is not None:
-            if self._claim(request) and self._in_time(request):
-                self._write(request, lane)
+        while self._take_some(lane):
+            while lane.taken:
+                if self._claim(lane.taken[0]) and self._in_time(lane.taken[0]):
+                    self._write(lane.taken[0], lane)
+                lane.taken.popleft()
         return True
 
-    def _request_for(self, lane: _Lane) -> _Request | None:
-        """The next request for the lane that is being filled; None where it is to be run, and others may be filled."""
+    def _take_some(self, lane: _Lane) -> bool:
+        """Take the next requests for the lane that is being filled; False where it is to be run, and others may be filled."""
         with self._lock:
-            self._writing = False
             while not self._due(lane):
-                if self._queued and len(lane.requests) < self._enough():
-                    self._writing = True
-                    if self._queued <= self._room_for // 2 + 1:  # who waits for room is woken for more than one request
+                if self._queued and (lacking := self._enough() - len(lane.requests)) > 0:
+                    lane.taken.extend(self._next() for _ in range(min(lacking, self._queued, lane.at_once)))
+                    if self._queued <= self._room_for // 2:  # who waits for room is woken for more than one request
                         self._room.notify_all()
-                    return self._next()
+                    return True
                 self._to_fill.wait(self._patience_s(lane))
             self._filling = False
             self._slots -= 1
             self._idle.notify()
-            return None
+            return False
 
     def _due(self, lane: _Lane) -> bool:
         """Whether the engine is free for the lane, and it is full or was held back for long enough."""
@@ -323,6 +325,7 @@ class Batcher:
             self._settle("failed", (request, error))
             return
         request.prepared_ns = time.perf_counter_ns()
+        lane.at_once = AT_ONCE_NS // (request.prepared_ns - request.begun_ns + 1) or 1
         lane.requests.append(request)
 
     def _infer(self, lane: _Lane, size: int | None = None) -> _Run | None:
@@ -458,11 +461,16 @@ class _Request:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Lane:
-    """A fork of the engine, and the requests whose pictures are in its first rows."""
+    """A fork of the engine, the requests whose pictures are in its first rows, and those that are to follow.
+
+    at_once: how many are taken from the queue in one go.
+    """
 
     engine: ForkableEngine
     predictor: Predictor
     requests: list[_Request] = dataclasses.field(default_factory=list)
+    taken: deque[_Request] = dataclasses.field(default_factory=deque)
+    at_once: int = 1
 
 
 def _checked(engine: ForkableEngine, max_batch: int | None, max_delay_ms: float, queue: int, policy: str) -> int:
