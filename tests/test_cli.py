@@ -123,7 +123,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-MAKE = ("make", "model.py:tiny", "--images", "photos", "--seconds", "0")
+MAKE = ("make", "model.py:tiny", "--images", "photos", "--seconds", "0.01")
 
 
 def steps(err: str) -> list[str]:
@@ -369,18 +369,19 @@ def test_corrupt_images_are_left_out_and_counted(made: Made, vitedge: Vitedge, t
     engine = made.engines["openvino", "int8"]
     ran = vitedge("run", engine, "--source", folder)
     assert ran.code == 0 and len(ran.out.splitlines()) == IMAGES and f"{IMAGES} frames" in ran.err
-    measured = vitedge("bench", engine, "--images", folder, "--seconds", 0, "--json", tmp_path / "rows.json")
+    measured = vitedge("bench", engine, "--images", folder, "--seconds", 0.01, "--json", tmp_path / "rows.json")
     assert measured.code == 0 and json.loads((tmp_path / "rows.json").read_text())["rows"][0]["images"] == IMAGES
     calibrated = vitedge("calibrate", made.graphs["fp32"], "--images", folder, "-o", tmp_path / "scales.json")
     assert calibrated.code == 0 and f"from {IMAGES} images" in calibrated.err
     for said in (ran, measured, calibrated):
-        assert said.err.count("broken") == 5 and "and 2 more of the kind" in said.err, said.err
+        told = said.err.count("broken")  # a remark on a busy machine may take the place of one
+        assert told in (4, 5) and f"and {7 - told} more of the kind" in said.err, said.err
 
 
 def test_bench_compares_engines_at_several_batches_and_writes_a_report(made: Made, vitedge: Vitedge, tmp_path: Path) -> None:
     engines = [made.engines["openvino", "fp32"], made.engines["openvino", "int8"]]
     files = ["--json", tmp_path / "rows.json", "--report", tmp_path / "new" / "report.html"]
-    said = vitedge("bench", *engines, "--images", made.images, "--batch", 1, "--batch", 4, "--seconds", 0, *files)
+    said = vitedge("bench", *engines, "--images", made.images, "--batch", 1, "--batch", 4, "--seconds", 0.01, *files)
     assert said.code == 0
     content = json.loads((tmp_path / "rows.json").read_text())
     rows = content["rows"]
@@ -538,7 +539,7 @@ def test_the_newest_engine_of_exactly_that_variant_is_found(
         shutil.copytree(made.engines["onnxruntime", variant], folder / name, copy_function=shutil.copyfile)
     (tmp_path / "calibration").mkdir()
     monkeypatch.chdir(tmp_path)
-    said = vitedge("bench", "vit/int8", "--images", made.images, "--seconds", 0)
+    said = vitedge("bench", "vit/int8", "--images", made.images, "--seconds", 0.01)
     assert said.code == 0 and re.search("^int8 ", said.out, re.MULTILINE), said
     said = vitedge("run", "vit/int", "--source", made.images)
     assert said.code == 1 and "hint:  there are vit/int8, vit/int8-smooth\n" in said.err
@@ -555,14 +556,14 @@ def test_a_newer_engine_for_another_machine_is_passed_over_and_that_is_said(
     os.utime(mine / "manifest.json", (1000, 1000))
     (tmp_path / "calibration").mkdir()
     monkeypatch.chdir(tmp_path)
-    for command in (["bench", "vit/int8", "--images", made.images, "--seconds", 0], ["explain", "vit/int8", "--seconds", 0.1]):
+    for command in (["bench", "vit/int8", "--images", made.images, "--seconds", 0.01], ["explain", "vit/int8", "--seconds", 0.1]):
         said = vitedge(*command)
         assert said.code == 0, said
         assert f"engine: engines/vit/{mine.name}\n" in said.err
         assert f"note: engines/vit/{foreign.name} is newer, but is for another machine\n" in said.err
     edit_manifest(mine, backend="tensorrt-rtx", target=target)
     os.utime(mine / "manifest.json", (1000, 1000))
-    said = vitedge("bench", "vit/int8", "--images", made.images, "--seconds", 0)
+    said = vitedge("bench", "vit/int8", "--images", made.images, "--seconds", 0.01)
     assert said.code == 1 and f"engine: engines/vit/{foreign.name}\n" in said.err, "none opens here: the newest is asked"
 
 
@@ -604,7 +605,7 @@ MISTAKES = {
     "no camera": (["run", "engine", "--source", "98"], "camera 98"),
     "unknown video format": (["run", "engine", "--source", "images", "--save", "out.gif"], "cannot record out.gif"),
     "batch beyond the profile": ([*BENCH, "--batch", "17"], "1 to 16 images at once, not 17"),
-    "result over a folder": ([*BENCH, "--seconds", "0", "--json", "empty"], "cannot write empty: Is a directory"),
+    "result over a folder": ([*BENCH, "--seconds", "0.01", "--json", "empty"], "cannot write empty: Is a directory"),
     "estimating what is missing": (["estimate", "none.onnx", "--target", "h100"], "none.onnx does not exist"),
     "estimating an unknown variant": (["estimate", "vit/int4.onnx", "--target", "h100"], "there is no ONNX file vit/int4.onnx"),
     "estimating for an unknown target": (["estimate", "fp32.onnx", "--target", "h101"], "there is no target 'h101'"),
@@ -629,6 +630,7 @@ MISTAKES = {
     "a comparison over a model": ([*VERIFY, "engine", "--json", "fp32.onnx"], OVERWRITTEN),
     "costs over the model": (["sensitivity", "fp32.onnx", "--images", "images", "--json", "fp32.onnx"], OVERWRITTEN),
     "rows over a picture": (["make", MODEL, "--images", "images", "--json", "{picture}"], OVERWRITTEN),
+    "an endless benchmark": ([*BENCH, "--seconds", "inf"], "not for inf"),
     "no time to explain": (["explain", "engine", "--seconds", "0"], "not for 0"),
     "less than no time to explain": (["explain", "engine", "--seconds", "-1"], "not for -1"),
     "no number of seconds to explain": (["explain", "engine", "--seconds", "nan"], "not for nan"),

@@ -79,6 +79,12 @@ def complete_target(typed: str) -> list[str]:
     return [name for name in known_targets() if name.startswith(typed)]
 
 
+def _seconds(given: float) -> float:
+    if not 0 < given < math.inf:
+        raise VitEdgeError(f"engines are timed for some seconds, not for {given:g}", hint="give --seconds a number above 0")
+    return given
+
+
 Engines = Annotated[
     list[Path], typer.Argument(help=f"{ENGINE}; the first is the reference.", show_default=False, autocompletion=complete_engine)
 ]
@@ -118,7 +124,7 @@ def make(
     min_sqnr: Annotated[
         float | None, typer.Option(help="The same for the output's SQNR in dB, of a model without classes.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long each engine is timed.")] = 3.0,
+    seconds: Annotated[float, typer.Option(help="How long each engine is timed.", callback=_seconds)] = 3.0,
     tolerance: Tolerance = 1e-4,
     json_file: Json = None,
 ) -> None:
@@ -306,7 +312,7 @@ def bench(
     engines: Engines,
     images: Images,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="A batch size to time; may be repeated. \\[default: 1]")] = None,
-    seconds: Annotated[float, typer.Option(help="How long each engine is timed at each batch size.")] = 3.0,
+    seconds: Annotated[float, typer.Option(help="How long each engine is timed at each batch size.", callback=_seconds)] = 3.0,
     throughput: Annotated[
         bool, typer.Option("--throughput", help="Also count the images a second from disk to answer, with all stages overlapped.")
     ] = False,
@@ -430,7 +436,7 @@ def explain(
     batch: Annotated[
         int | None, typer.Option(min=1, help="The batch size to look at. \\[default: what it was built for]", show_default=False)
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long each engine is timed, in seconds above 0.")] = 6.0,
+    seconds: Annotated[float, typer.Option(help="How long each engine is timed.", callback=_seconds)] = 6.0,
     every: Annotated[bool, typer.Option("--all", help="Show every layer, or of two engines every block.")] = False,
     json_file: Json = None,
 ) -> None:
@@ -439,8 +445,6 @@ def explain(
     from vitedge.bench.environment import environment
     from vitedge.bench.explain import explain as examine
 
-    if not 0 < seconds < math.inf:
-        raise VitEdgeError(f"layers are timed for some seconds, not for {seconds:g}", hint="give --seconds a number above 0")
     folders = [chosen_engine(path) for path in (engine, other) if path]
     _require_other(json_file, of=folders)
     with contextlib.closing(Terminal()) as terminal:

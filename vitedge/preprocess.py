@@ -34,6 +34,11 @@ def write_input(image: NDArray[np.uint8], card: ModelCard, out: NDArray[Any], pi
     shape, dtype = input_shape(card), input_dtype(card)
     if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
         raise VitEdgeError(f"the input buffer of {card.name} must be a contiguous {dtype}{list(shape)}, not {described(out)}")
+    fill_input(image, card, out, pixels)
+
+
+def fill_input(image: NDArray[np.uint8], card: ModelCard, out: NDArray[Any], pixels: PixelFormat) -> None:
+    """`write_input` into a row that is known to fit, as those of a session are: looking costs as much as a tiny picture."""
     if write_patches(image, pixels, card.preprocess, card.patch, out):
         return
     resized = resize(to_rgb(image, pixels), card.preprocess)

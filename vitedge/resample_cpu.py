@@ -95,10 +95,10 @@ def write_patches(
     It can where numba is, but for copies of RGB, which numpy makes faster. A VitEdgeError where a picture is none of its format.
     """
     height, width = frame_size(picture, pixels)
-    if (pixels == "rgb" and scaled_size((height, width), spec) == (height, width)) or kernels() is None:
-        return False
     picture, pixels = _forward(picture, pixels)
-    shares = _plan(height, width, pixels, spec, patch)
+    shares = _plan(height, width, pixels, spec, patch) if kernels() is not None else ()
+    if not shares:
+        return False
     rows = picture.reshape(picture.shape[0], -1)  # a view, unless pixels do not lie side by side
     if rows.strides[1] != 1:
         rows = np.ascontiguousarray(rows)
@@ -122,7 +122,9 @@ def _forward(picture: NDArray[np.uint8], pixels: PixelFormat) -> tuple[NDArray[n
 
 @functools.lru_cache(maxsize=16)
 def _plan(height: int, width: int, pixels: PixelFormat, spec: Preprocess, patch: int | None) -> tuple[Share, ...]:
-    """How the threads share the work on pictures of one size."""
+    """How the threads share the work on pictures of one size; none where numpy makes it."""
+    if pixels == "rgb" and spec.channels == 3 and scaled_size((height, width), spec) == (height, width):
+        return ()
     found = resampling(height, width, spec)
     left, columns = _reach(found.across, slice(None), limit=width)
     across = _table(found.across, slice(None), left)

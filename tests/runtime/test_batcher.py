@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from tests.engines import Made, run_python
 from vitedge.errors import DeadlineError, EngineError, QueueFullError, VitEdgeError
 from vitedge.images import decode, list_images
-from vitedge.runtime.batcher import Batcher, Counts, Pace
+from vitedge.runtime.batcher import Batcher
 from vitedge.runtime.engine import open_engine
+from vitedge.runtime.pace import Pace
 from vitedge.runtime.predictor import Predictor
+from vitedge.runtime.requests import Counts
 from vitedge.specs import Frame, Manifest, ModelCard, PixelFormat, Prediction, Preprocess, Target
 
 SECONDS = 20.0  # after which something that should have happened did not
@@ -89,7 +91,7 @@ class Rig:
     def settled(self, queued: int) -> None:
         """Wait until all but so many requests lie in a lane."""
         end = time.monotonic() + SECONDS
-        while self.batcher._queued != queued or self.batcher._writing:
+        while self.batcher._queued != queued or any(lane.taken for lane in self.batcher._lanes):
             assert time.monotonic() < end
             time.sleep(0.001)
 

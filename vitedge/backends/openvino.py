@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from vitedge.backends import Progress, refuse_newer
 from vitedge.backends.layers import ACTIVATIONS, QDQ, Kind, Layer, Profile, operator
 from vitedge.errors import EngineError, import_package
-from vitedge.preprocess import input_dtype, input_shape, write_input
+from vitedge.preprocess import fill_input, input_dtype, input_shape
 from vitedge.specs import FloatType, Manifest, ModelCard, Peaks, PixelFormat, Target
 
 PACKAGE, EXTRA = "openvino", "cpu"
@@ -300,7 +300,7 @@ class OpenVinoSession:
 
     def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat) -> None:
         """Preprocess a picture into a row of `input`."""
-        write_input(picture, self._card, self.input[row], pixels)
+        fill_input(picture, self._card, self.input[row], pixels)
 
     def run(self, count: int) -> NDArray[np.float32]:
         """The first output for the first `count` rows, float32[count, ...]; valid until the next run."""

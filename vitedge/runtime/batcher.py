@@ -14,33 +14,30 @@ import atexit
 import dataclasses
 import functools
 import itertools
-import math
 import os
-import sys
 import threading
 import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Hashable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Literal, Protocol, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vitedge.errors import DeadlineError, EngineError, QueueFullError, VitEdgeError, first_line
+from vitedge.runtime.pace import Pace, quick_size
 from vitedge.runtime.predictor import InferenceEngine, Predictor, elapsed_ms
-from vitedge.specs import Frame, Prediction, Timing
+from vitedge.runtime.requests import Counts, Request, Run, new_request
+from vitedge.specs import Frame, Prediction
 
 Policy = Literal["block", "drop-oldest", "reject"]
 POLICIES = get_args(Policy)
 Outcome = Literal["answered", "failed", "late", "dropped"]
 FEWER = "submit fewer, or later"
 MAX_DELAY_MS = 60_000.0
-NEARLY = 0.9  # of the best rate
-HASTE_NS = 2_000_000  # before a deadline a batch begins, whatever it might have waited for
+AT_ONCE_NS = 250_000  # of preprocessing, for which requests are taken in one go: tiny pictures take less than a turn of the lock
+HELD = 0.75  # of the time to its deadline for which a request is held back at most: on a busy machine threads wake late
 
 
 class ForkableEngine(InferenceEngine, Protocol):
@@ -54,30 +51,6 @@ class ForkableEngine(InferenceEngine, Protocol):
 
     def close(self) -> None:
         """Free what a fork holds."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Counts:
-    """What became of the requests: submitted = answered + failed + cancelled + late + dropped + waiting.
-
-    failed: their picture or the engine's run. late: their deadline passed. dropped: a newer one took their place. Those that
-    were rejected are not among the submitted. batches: runs of the engine; rows: requests in them.
-    """
-
-    submitted: int = 0
-    answered: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    late: int = 0
-    dropped: int = 0
-    rejected: int = 0
-    batches: int = 0
-    rows: int = 0
-
-    @property
-    def waiting(self) -> int:
-        """Requests that have no answer yet."""
-        return self.submitted - self.answered - self.failed - self.cancelled - self.late - self.dropped
 
 
 class Batcher:
@@ -102,14 +75,14 @@ class Batcher:
     ) -> None:
         self._most = _checked(engine, max_batch, max_delay_ms, queue, policy)
         self._hold_ns, self._room_for, self._policy = int(max_delay_ms * 1e6), queue, policy
-        self._waiting: OrderedDict[Hashable, deque[_Request]] = OrderedDict()  # by stream, whose turn is next first
+        self._waiting: OrderedDict[Hashable, deque[Request]] = OrderedDict()  # by stream, whose turn is next first
         self._queued = 0
         self._counts = dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0)
         self._pace = Pace()
         self._lanes = _open_lanes(engine, self._most, top_k)
-        self._quick = _quick_size(self._lanes[0].engine, self._most)
+        self._quick = quick_size(self._lanes[0].engine, self._most)
         self._slots = engine.streams  # for runs at a time
-        self._filling, self._writing, self._closed = False, False, False
+        self._filling, self._closed = False, False
         self._lock = threading.Lock()
         self._idle, self._to_fill, self._room = (threading.Condition(self._lock) for _ in range(3))
         self._ending, self._process = len(self._lanes), os.getpid()
@@ -129,7 +102,7 @@ class Batcher:
         QueueFullError and DeadlineError where there is no room. The future raises DeadlineError, QueueFullError where the
         request gave way to a newer one, or whatever its picture or the engine raised.
         """
-        request = _request(frame, stream, deadline_ms)
+        request = new_request(frame, stream, deadline_ms)
         if os.getpid() != self._process:
             raise EngineError("the batcher belongs to the process that this one was forked from", hint="open one here")
         with self._lock:
@@ -178,9 +151,9 @@ class Batcher:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _make_room(self, request: _Request) -> list[_Request]:
+    def _make_room(self, request: Request) -> list[Request]:
         """Wait, or take others out, until one more may wait; those that were taken out."""
-        given_way: list[_Request] = []
+        given_way: list[Request] = []
         while not self._closed and self._queued >= self._room_for:
             if self._policy == "reject" or (self._policy == "block" and threading.current_thread() in self._threads):
                 self._counts["rejected"] += 1
@@ -194,7 +167,7 @@ class Batcher:
             raise EngineError("the batcher is closed")
         return given_way
 
-    def _take(self, stream: Hashable) -> _Request:
+    def _take(self, stream: Hashable) -> Request:
         """The oldest request of a stream."""
         requests = self._waiting[stream]
         request = requests.popleft()
@@ -203,7 +176,7 @@ class Batcher:
         self._queued -= 1
         return request
 
-    def _next(self) -> _Request:
+    def _next(self) -> Request:
         """The oldest request of the stream whose turn it is, which then goes to the end of the row."""
         stream = next(iter(self._waiting))
         self._waiting.move_to_end(stream)
@@ -239,7 +212,7 @@ class Batcher:
         """Close, and tell all that wait what a thread ended of."""
         with self._lock:
             self._closed, self._filling, self._slots = True, False, len(self._lanes)
-            waiting = [*lane.requests, *(request for requests in self._waiting.values() for request in requests)]
+            waiting = [*lane.requests, *lane.taken, *(request for requests in self._waiting.values() for request in requests)]
             self._waiting.clear()
             self._queued = 0
             for condition in (self._idle, self._to_fill, self._room):
@@ -256,26 +229,27 @@ class Batcher:
                     return False
                 self._idle.wait()
             self._filling = True
-        while (request := self._request_for(lane)) is not None:
-            if self._claim(request) and self._in_time(request):
-                self._write(request, lane)
+        while self._take_some(lane):
+            while lane.taken:
+                if self._claim(lane.taken[0]) and self._in_time(lane.taken[0]):
+                    self._write(lane.taken[0], lane)
+                lane.taken.popleft()
         return True
 
-    def _request_for(self, lane: _Lane) -> _Request | None:
-        """The next request for the lane that is being filled; None where it is to be run, and others may be filled."""
+    def _take_some(self, lane: _Lane) -> bool:
+        """Take the next requests for the lane that is being filled; False where it is to be run, and others may be filled."""
         with self._lock:
-            self._writing = False
             while not self._due(lane):
-                if self._queued and len(lane.requests) < self._enough():
-                    self._writing = True
-                    if self._queued <= self._room_for // 2 + 1:  # who waits for room is woken for more than one request
+                if self._queued and (lacking := self._enough() - len(lane.requests)) > 0:
+                    lane.taken.extend(self._next() for _ in range(min(lacking, self._queued, lane.at_once)))
+                    if self._queued <= self._room_for // 2:  # who waits for room is woken for more than one request
                         self._room.notify_all()
-                    return self._next()
+                    return True
                 self._to_fill.wait(self._patience_s(lane))
             self._filling = False
             self._slots -= 1
             self._idle.notify()
-            return None
+            return False
 
     def _due(self, lane: _Lane) -> bool:
         """Whether the engine is free for the lane, and it is full or was held back for long enough."""
@@ -297,10 +271,10 @@ class Batcher:
     def _held_for_ns(self, lane: _Lane) -> int:
         """How long the lane may still be held back, so that no deadline passes meanwhile."""
         until = lane.requests[0].submitted_ns + self._hold_ns
-        deadlines = [request.deadline_ns for request in lane.requests if request.deadline_ns is not None]
-        return min([until, *(deadline - HASTE_NS for deadline in deadlines)]) - time.perf_counter_ns()
+        spans = [(request.submitted_ns, request.deadline_ns) for request in lane.requests if request.deadline_ns is not None]
+        return min([until, *(begin + int(HELD * (end - begin)) for begin, end in spans)]) - time.perf_counter_ns()
 
-    def _claim(self, request: _Request) -> bool:
+    def _claim(self, request: Request) -> bool:
         """Whether nobody has cancelled the request; from here on nobody can."""
         if request.future.set_running_or_notify_cancel():
             return True
@@ -308,14 +282,14 @@ class Batcher:
             self._counts["cancelled"] += 1
         return False
 
-    def _in_time(self, request: _Request) -> bool:
+    def _in_time(self, request: Request) -> bool:
         """Whether the deadline of a request is still to come; else it is settled."""
         if request.seconds_left() != 0.0:
             return True
         self._settle("late", (request, DeadlineError("the deadline passed before the batch began", hint=FEWER)))
         return False
 
-    def _write(self, request: _Request, lane: _Lane) -> None:
+    def _write(self, request: Request, lane: _Lane) -> None:
         request.begun_ns = time.perf_counter_ns()
         try:
             lane.engine.write(len(lane.requests), request.frame.image, request.frame.pixels)
@@ -323,9 +297,10 @@ class Batcher:
             self._settle("failed", (request, error))
             return
         request.prepared_ns = time.perf_counter_ns()
+        lane.at_once = AT_ONCE_NS // (request.prepared_ns - request.begun_ns + 1) or 1
         lane.requests.append(request)
 
-    def _infer(self, lane: _Lane, size: int | None = None) -> _Run | None:
+    def _infer(self, lane: _Lane, size: int | None = None) -> Run | None:
         """Run a lane, at the quickest size or the given one; where that fails, each request alone. None: nothing to read."""
         wanted = [request for request in lane.requests if self._in_time(request)]
         if not wanted:
@@ -338,14 +313,14 @@ class Batcher:
         except Exception as error:  # noqa: BLE001  whatever the engine raised is told to who waits
             self._infer_alone(lane, wanted, error)
             return None
-        ran = _Run(outputs[:rows], start, elapsed_ms(start))
+        ran = Run(outputs[:rows], start, elapsed_ms(start))
         self._pace.note(size, ran.ms)
         with self._lock:
             self._counts["batches"] += 1
             self._counts["rows"] += rows
         return ran
 
-    def _infer_alone(self, lane: _Lane, requests: list[_Request], error: Exception) -> None:
+    def _infer_alone(self, lane: _Lane, requests: list[Request], error: Exception) -> None:
         """Run and answer each of the requests by itself, so that only those fail that make the engine fail."""
         if len(requests) == 1:
             self._settle("failed", (requests[0], error))
@@ -357,7 +332,7 @@ class Batcher:
             if ran is not None:
                 self._read(alone, ran)
 
-    def _read(self, lane: _Lane, ran: _Run) -> None:
+    def _read(self, lane: _Lane, ran: Run) -> None:
         """Settle the requests of a lane with the answers of its run."""
         read_ns, requests = time.perf_counter_ns(), lane.requests
         try:
@@ -374,7 +349,7 @@ class Batcher:
         pairs = zip(requests, answers, strict=True)
         self._settle("answered", *((request, Prediction(*answer, request.timing(ran, read_ms))) for request, answer in pairs))
 
-    def _settle(self, outcome: Outcome, *results: tuple[_Request, Prediction | BaseException]) -> None:
+    def _settle(self, outcome: Outcome, *results: tuple[Request, Prediction | BaseException]) -> None:
         """Give requests their end, and count them before anybody can see it; those that have theirs already are left alone."""
         open_results = [(request, result) for request, result in results if not request.settled]
         with self._lock:
@@ -383,86 +358,18 @@ class Batcher:
             request.settle(result)
 
 
-class Pace:
-    """What each batch size takes here, learned while it runs; and with that, the quickest size that holds a number of rows.
-
-    Engines are quick at the sizes that they were tuned for, and a few rows of those may be left to chance.
-    """
-
-    def __init__(self) -> None:
-        self._least_ms: dict[int, float] = {}
-
-    def size(self, rows: int) -> int:
-        """How many rows to run, so that `rows` of them are done soonest."""
-        least = self._least_ms
-        if least.get(rows, math.inf) == math.inf:
-            return rows  # which is how its time gets known
-        return min((size for size in tuple(least) if size >= rows), key=lambda size: (least[size], size))
-
-    def note(self, size: int, ms: float) -> None:
-        """A run of so many rows took so long. The first of a size does not count: it allocates. Noise only ever adds."""
-        self._least_ms[size] = min(self._least_ms[size], ms) if size in self._least_ms else math.inf
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Run:
-    """The outputs of a lane's requests, float32[requests, ...], when their run began (perf_counter_ns), and what it took."""
-
-    outputs: NDArray[np.float32]
-    start_ns: int
-    ms: float
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Request:
-    """A frame on its way; times of `perf_counter_ns`."""
-
-    frame: Frame
-    submitted_ns: int
-    deadline_ns: int | None
-    future: Future[Prediction] = dataclasses.field(default_factory=Future)
-    begun_ns: int = 0
-    prepared_ns: int = 0
-    settled: bool = False
-
-    def seconds_left(self) -> float | None:
-        """Until the deadline, 0.0 where it has passed; None without one."""
-        if self.deadline_ns is None:
-            return None
-        return min(max(0.0, (self.deadline_ns - time.perf_counter_ns()) / 1e9), threading.TIMEOUT_MAX)
-
-    def settle(self, result: Prediction | BaseException) -> None:
-        """Hand over the result. What a callback raises besides an Exception is reported as that of a thread, which lives on."""
-        self.settled = True
-        try:
-            if isinstance(result, BaseException):
-                self.future.set_exception(result)
-            else:
-                self.future.set_result(result)
-        except InvalidStateError:  # who waits for it has settled it
-            pass
-        except BaseException:  # noqa: BLE001  SystemExit and the like
-            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
-
-    def timing(self, ran: _Run, read_ms: float) -> Timing:
-        """Where the time went, given the run and what reading its answers took."""
-        waited_ns = self.begun_ns - self.submitted_ns + ran.start_ns - self.prepared_ns
-        return Timing(
-            capture_ms=(self.submitted_ns - self.frame.captured_ns) / 1e6,
-            queue_ms=waited_ns / 1e6,
-            preprocess_ms=(self.prepared_ns - self.begun_ns) / 1e6,
-            infer_ms=ran.ms,
-            postprocess_ms=read_ms,
-        )
-
-
 @dataclasses.dataclass(slots=True, eq=False)
 class _Lane:
-    """A fork of the engine, and the requests whose pictures are in its first rows."""
+    """A fork of the engine, the requests whose pictures are in its first rows, and those that are to follow.
+
+    at_once: how many are taken from the queue in one go.
+    """
 
     engine: ForkableEngine
     predictor: Predictor
-    requests: list[_Request] = dataclasses.field(default_factory=list)
+    requests: list[Request] = dataclasses.field(default_factory=list)
+    taken: deque[Request] = dataclasses.field(default_factory=deque)
+    at_once: int = 1
 
 
 def _checked(engine: ForkableEngine, max_batch: int | None, max_delay_ms: float, queue: int, policy: str) -> int:
@@ -478,34 +385,6 @@ def _checked(engine: ForkableEngine, max_batch: int | None, max_delay_ms: float,
     if policy not in POLICIES:
         raise VitEdgeError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
     return most
-
-
-def _request(frame: Frame, stream: Hashable, deadline_ms: float | None) -> _Request:
-    """A request of now, after a look at what was given."""
-    now = time.perf_counter_ns()
-    if not isinstance(frame, Frame) or not isinstance(frame.captured_ns, int):
-        hint = "Frame(image, index, time.perf_counter_ns()) makes one of a picture"
-        raise VitEdgeError(f"a Frame with a capture time is submitted, not {type(frame).__name__}", hint=hint)
-    try:
-        hash(stream)
-    except TypeError as error:
-        raise VitEdgeError(f"stream must be hashable, such as a name or number, not {stream!r}") from error
-    if deadline_ms is None or deadline_ms == math.inf:
-        return _Request(frame, now, None)
-    if not -math.inf < deadline_ms < math.inf:
-        raise VitEdgeError(f"deadline_ms must be a number of milliseconds, not {deadline_ms}")
-    return _Request(frame, now, now + int(deadline_ms * 1e6))
-
-
-def _quick_size(engine: ForkableEngine, most: int) -> int:
-    """The smallest batch with nearly the rate of the best one: in a larger one, frames would wait for each other in vain."""
-    sizes, rates = sorted({*(1 << power for power in range(most.bit_length())), most}), list[float]()
-    for size in sizes:
-        engine.run(size)  # the first run of a size allocates
-        start = time.perf_counter_ns()
-        engine.run(size)
-        rates.append(size / max(elapsed_ms(start), 1e-6))
-    return next(size for size, rate in zip(sizes, rates, strict=True) if rate >= NEARLY * max(rates))
 
 
 def _open_lanes(engine: ForkableEngine, most: int, top_k: int) -> list[_Lane]:
