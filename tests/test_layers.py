@@ -64,6 +64,10 @@ THIRD_PARTY = {
     "tensorrt": ("backends/tensorrt.py",),
     "pycuda": ("backends/cuda.py",),
     "cuda": ("backends/cuda_graph.py", "backends/cubin.py"),  # cuda-bindings
+    "starlette": ("runtime/web_guard.py", "runtime/web_server.py"),
+    "uvicorn": ("runtime/web_guard.py", "runtime/web_server.py"),
+    "h11": ("runtime/web_guard.py",),  # which uvicorn brings along
+    "pynvml": ("runtime/vitals.py",),
     "cv2": ("runtime/camera.py", "runtime/live.py", "runtime/overlay.py"),
 }
 HEAVY = (
@@ -79,8 +83,11 @@ HEAVY = (
     "cv2",
     "numba",
     "llvmlite",
+    "starlette",
+    "uvicorn",
 )
 NUMBA_CODE = "resample_kernels"  # compiled where it is imported, which a function does
+WEB_CODE = ("web_guard.py", "web_server.py")  # in runtime/, likewise imported by a function
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -166,7 +173,7 @@ def test_what_a_device_needs_loads_without_any_heavy_package() -> None:
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in MODULES
-        if name_of(path) not in ("compiler", NUMBA_CODE)
+        if name_of(path) not in ("compiler", NUMBA_CODE) and path.name not in WEB_CODE
     ]
     code = f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\nprint(*sorted(sys.modules))"
     done = run_python(code)
