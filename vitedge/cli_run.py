@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from vitedge.runtime.tally import Tally
     from vitedge.runtime.web import WebView
 
-SHORT = 24  # letters of a source's name in a table
+SHORT, SHORTER = 24, 14  # letters of a source's name in a table, and of many
 UPDATES = 4  # a second, of the line at a terminal
 STARVED = 3  # the exit status of the watchdog
-STAGE_NAMES = {"postprocess": "answer", "latency": "capture to result"}
+STAGE_NAMES = {"postprocess": "answer", "latency": "all to result"}
 SOURCES, OUTPUT = "Sources", "Output"  # headings of --help
 
 
@@ -300,16 +300,17 @@ class Screen:
 
 def _table(live: Stream, tallies: Sequence[Tally]) -> Table:
     """A column a source, so that some fit side by side: counts, rate, and the milliseconds of each stage."""
-    table = Table("", *(escape(_short(name)) for name in live.names), box=None, pad_edge=False)
+    most = SHORT if len(tallies) < 3 else SHORTER
+    table = Table("ms: p50 / p99", *(escape(_short(name, most)) for name in live.names), box=None, pad_edge=False)
     counts = [live.counts(number) for number in range(len(tallies))]
-    table.add_row("frames processed", *(str(count.processed) for count in counts))
     table.add_row("captured", *(str(count.captured) for count in counts))
+    table.add_row("processed", *(str(count.processed) for count in counts))
     table.add_row("dropped", *(str(count.dropped) for count in counts))
-    table.add_row("frames a second", *(f"{tally.rate:.1f}" for tally in tallies))
+    table.add_row("frames / s", *(f"{tally.rate:.1f}" for tally in tallies))
     for stage in tallies[0].stages:
         spreads = [tally.stages[stage] for tally in tallies]
         cells = (f"{spread.quantile(0.5):.1f} / {spread.quantile(0.99):.1f}" for spread in spreads)
-        table.add_row(f"{STAGE_NAMES.get(stage, stage)}, ms (p50 / p99)", *cells)
+        table.add_row(STAGE_NAMES.get(stage, stage), *cells)
     for column in table.columns[1:]:
         column.justify = "right"
     return table
@@ -329,9 +330,9 @@ def _answer(prediction: Prediction, most: int | None = None) -> str:
     return answer or escape(f"{list(array.shape)} from {array.min():.3f} to {array.max():.3f}")
 
 
-def _short(name: str) -> str:
-    """A source's name with its end, which tells it from others."""
-    return name if len(name) <= SHORT else f"...{name[3 - SHORT :]}"
+def _short(name: str, most: int = SHORT) -> str:
+    """The end of a source's name, which tells it from others."""
+    return name if len(name) <= most else f"...{name[3 - most :]}"
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
