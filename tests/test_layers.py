@@ -68,6 +68,7 @@ THIRD_PARTY = {
     "uvicorn": ("runtime/web_guard.py", "runtime/web_server.py"),
     "h11": ("runtime/web_guard.py",),  # which uvicorn brings along
     "pynvml": ("runtime/vitals.py",),
+    "paho": ("runtime/mqtt.py",),
     "cv2": ("runtime/opencv.py", "runtime/overlay.py"),
 }
 HEAVY = (

@@ -31,9 +31,12 @@ from vitedge.terminal import Engine, chosen_engine, err, out, print_notes
 if TYPE_CHECKING:
     from vitedge.runtime.camera import CameraOptions
     from vitedge.runtime.live import Stream
+    from vitedge.runtime.mqtt import MqttTopic
     from vitedge.runtime.outputs import Recordings, ResultCommand
     from vitedge.runtime.tally import Tally
     from vitedge.runtime.web import WebView
+
+    Reader = ResultCommand | MqttTopic
 
 SHORT, SHORTER = 24, 14  # letters of a source's name in a table, and of many
 UPDATES = 4  # a second, of the line at a terminal
@@ -100,6 +103,12 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    mqtt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mqtt://HOST/TOPIC", help="Publish each JSON object to a topic of an MQTT broker.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
     web: Annotated[
         str | None,
         typer.Option(
@@ -132,7 +141,7 @@ def run(
         raise VitEdgeError(f"the watchdog waits for some seconds, not for {watchdog:g}", hint="give a number above 0")
     if token and not web:
         raise VitEdgeError("--token is for the page of --web", hint="give --web 8080, or leave --token out")
-    wanted = Wanted(save, json_lines, on_result, web, token, watchdog)
+    wanted = Wanted(save, json_lines, on_result, mqtt, web, token, watchdog)
     raise typer.Exit(_run(chosen_engine(engine), source, options, top, limit, wanted))
 
 
@@ -143,6 +152,7 @@ class Wanted:
     save: Path | None
     json_lines: bool
     on_result: str | None
+    mqtt: str | None
     web: str | None
     token: str | None
     watchdog: float | None
@@ -152,6 +162,7 @@ def _run(folder: Path, names: Sequence[str], options: CameraOptions, top: int, l
     """Open all that was asked for, hand the answers on, say what came of it; the exit status."""
     from vitedge.runtime.guard import Guard
     from vitedge.runtime.live import stream
+    from vitedge.runtime.mqtt import MqttTopic
     from vitedge.runtime.outputs import Recordings, ResultCommand, check_apart
 
     if wanted.save:
@@ -165,17 +176,21 @@ def _run(folder: Path, names: Sequence[str], options: CameraOptions, top: int, l
             with ExitStack() as outputs:
                 saved = Recordings(wanted.save, live.sources, live.engine.manifest.card) if wanted.save else None
                 outputs.enter_context(saved or nullcontext())
-                command = ResultCommand(wanted.on_result, screen.say) if wanted.on_result else None
-                outputs.enter_context(closing(command) if command else nullcontext())
+                readers: dict[str, Reader] = {}
+                if wanted.mqtt:
+                    readers["the topic"] = outputs.enter_context(closing(MqttTopic(wanted.mqtt, screen.say)))
+                if wanted.on_result:
+                    command = outputs.enter_context(closing(ResultCommand(wanted.on_result, screen.say)))
+                    readers[repr(wanted.on_result)] = command
                 outputs.enter_context(screen)
                 outputs.enter_context(guard)
                 for frame, prediction in live:
                     guard.seen()
-                    _hand_on(frame, prediction, live, screen, command, saved, page)
+                    _hand_on(frame, prediction, live, screen, list(readers.values()), saved, page)
         except VitEdgeError:
             screen.end([])
             raise
-        lost = [f"{command.lost} results did not reach {wanted.on_result!r}"] if command and command.lost else []
+        lost = [f"{reader.lost} results did not reach {name}" for name, reader in readers.items() if reader.lost]
         screen.end(lost, saved.paths if saved else [], guard.signal)
     if guard.starved:
         return STARVED
@@ -188,7 +203,7 @@ def _hand_on(
     prediction: Prediction,
     live: Stream,
     screen: Screen,
-    command: ResultCommand | None,
+    readers: Sequence[Reader],
     saved: Recordings | None,
     page: WebView | None,
 ) -> None:
@@ -197,10 +212,10 @@ def _hand_on(
 
     number, counts = live.number(frame), live.counts(live.number(frame))
     latency_ms = screen.count(number, frame, prediction)
-    line = json.dumps(record(frame, prediction, counts, latency_ms)) if command or screen.json_lines else ""
+    line = json.dumps(record(frame, prediction, counts, latency_ms)) if readers or screen.json_lines else ""
     screen.show(frame, prediction, line)
-    if command:
-        command.send(line)
+    for reader in readers:
+        reader.send(line)
     if page:
         page.publish(frame, prediction, camera=number, captured=counts.captured, dropped=counts.dropped)
     if saved:
