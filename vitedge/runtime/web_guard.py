@@ -113,6 +113,9 @@ class Connection(H11Protocol):
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
+        if not self.asked and len(data) > MOST_HEADER_BYTES:  # the limit of h11 is for what comes in parts
+            self.transport.abort()
+            return
         try:
             super().data_received(data)
         except h11.ProtocolError:  # what follows a request is none, while that is being answered
@@ -135,9 +138,11 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _make_room(self) -> None:
-        """Abort the connection that has been without a request for longest, or this one."""
-        others = [other for other in self.connections if isinstance(other, Connection) and not other.asked]
-        min(others, key=lambda other: other.since, default=self).transport.abort()
+        """Abort the connection that has been without a request for longest, or this one, if there are too many."""
+        here = [other for other in self.connections if isinstance(other, Connection) and not other.transport.is_closing()]
+        if len(here) > MOST_CONNECTIONS:
+            silent = [other for other in here if not other.asked]
+            min(silent, key=lambda other: other.since).transport.abort()
 
 
 def configure(app: ASGIApp) -> uvicorn.Config:

@@ -177,6 +177,8 @@ class Site:
                 return False
             self.dismiss(slowest)
         self._viewers.add(viewer)
+        if viewer.listens:
+            viewer.tell(self._figures.message()[0])  # all that is remembered comes first
         return True
 
     def dismiss(self, viewer: Viewer) -> None:
@@ -186,8 +188,6 @@ class Site:
 
     async def feed(self, viewer: Viewer, send: Callable[[bytes], Awaitable[None]]) -> None:
         """Send whatever is newest, over and over; what a viewer has not taken is replaced by what comes after it."""
-        if viewer.listens:
-            viewer.tell(self._figures.message()[0])  # with all that is remembered
         viewer.ask(self._pictures)
         while True:
             await viewer.wake.wait()
