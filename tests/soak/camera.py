@@ -56,31 +56,31 @@ def resident_mib() -> float:
 
 def measure(engine_path: str, seconds: float, frames: int | None, fps: float, least_ms: float) -> dict[str, Any]:
     """Go through a run; what each figure means is said where it is put in."""
-    rows: list[tuple[int, int, int, float]] = []
-    resident: list[float] = []
+    rows = np.full((int(seconds * fps) + 100, 4), -1.0)  # made and touched now, so that the figures themselves do not grow
+    taken, resident = 0, list[float]()
     with open_engine(engine_path) as opened:
         engine = Slowed(opened, least_ms / 1e3)
         live = stream("synthetic", engine, options=CameraOptions(fps=fps), limit=frames)  # type: ignore[arg-type]
         engine.live = live
-        began = time.perf_counter()
+        began_ns = time.perf_counter_ns()
         for number, captured_ns, latency_ms in numbered(live):
-            elapsed = time.perf_counter() - began
-            rows.append(
-                (number, captured_ns, engine.newest - number, latency_ms * fps / 1e3 - (live.sources[0].captured - 1 - number))
-            )
+            elapsed = (time.perf_counter_ns() - began_ns) / 1e9
+            apart = latency_ms * fps / 1e3 - (live.sources[0].captured - 1 - number)
+            rows[taken] = number, captured_ns - began_ns, engine.newest - number, apart
+            taken += 1
             if elapsed > WARM_UP * seconds and (len(resident) + 1) * RSS_EVERY_S + WARM_UP * seconds < elapsed:
                 resident.append(round(resident_mib(), 1))
             if elapsed > seconds:
                 break
         live.close()
     counts, source = live.counts(0), live.sources[0]
-    numbers, captured_ns, behind, apart = (np.array(column) for column in zip(*rows, strict=True))
-    pace = (captured_ns - captured_ns[0]) / 1e9 * fps - (numbers - numbers[0])  # frames that the stamps are late by
+    numbers, stamps_ns, behind, apart = rows[:taken].T
+    periods = np.diff(stamps_ns) / 1e9 / np.diff(numbers)
     return {
-        "seconds": float(captured_ns[-1] - captured_ns[0]) / 1e9,
+        "seconds": float(stamps_ns[-1] - stamps_ns[0]) / 1e9,
         "captured": counts.captured,
         "processed": counts.processed,
-        "answers": len(rows),
+        "answers": taken,
         "dropped": counts.dropped,
         "dropped_by_source": source.dropped,  # the same, unless the end came between a frame and its answer
         "gaps": int((np.diff(numbers) - 1).sum() + numbers[0] + source.captured - 1 - numbers[-1]),  # numbers that did not come
@@ -88,8 +88,8 @@ def measure(engine_path: str, seconds: float, frames: int | None, fps: float, le
         "behind_most": int(behind.max()),  # of the newest, when the engine began
         "behind": np.bincount(np.maximum(behind, 0).astype(int)).tolist(),
         "latency_apart": np.quantile(np.abs(apart), (0.5, 0.9, 0.99, 1)).round(2).tolist(),  # from the burnt-in one, in frames
-        "late_frames": float(pace[-1]),
-        "drift": float(pace[-1] / max(numbers[-1] - numbers[0], 1)),
+        "drift": float(np.median(periods) * fps - 1),  # of the stamps against the pace
+        "held_up": float((stamps_ns[-1] - stamps_ns[0]) / 1e9 * fps / (numbers[-1] - numbers[0]) - 1),  # by others on the machine
         "resident_mib": resident,  # every second, once allocators have taken what they take
     }
 

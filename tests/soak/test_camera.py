@@ -43,7 +43,9 @@ def test_at_full_rate_nothing_grows_drifts_or_is_lost(engine: Path) -> None:
     assert found["captured"] == found["processed"] + found["dropped"] and found["processed"] == found["answers"]
     assert found["gaps"] == found["dropped"] and found["ascending"]
     assert found["dropped"] - found["dropped_by_source"] in (0, 1), "one more, where the end came between a frame and its answer"
-    assert abs(found["drift"]) < 0.01, "of the stamps against the pace; what a busy machine holds up is made up for by no source"
+    assert abs(found["drift"]) < 0.001 and found["held_up"] > -0.001, (
+        "what a busy machine holds up comes later, and never earlier"
+    )
     assert found["latency_apart"][0] <= 1 and found["latency_apart"][1] <= 1, found["latency_apart"]
     resident = found["resident_mib"]
     print(f"MiB after warm-up {resident[0]}, least {min(resident)}, most {max(resident)}, at the end {resident[-1]}")
