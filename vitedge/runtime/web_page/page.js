@@ -143,6 +143,7 @@ class Camera {
     this.waiting = null;  // the newest picture, while another is decoded
     this.decoding = false;
     this.told = 0;
+    this.failure = "";    // why there is no snapshot, for a while
     this.find = (selector) => card.querySelector(selector);
     this.picture = this.find(".picture");
     this.pauseButton = this.find(".pause");
@@ -159,7 +160,7 @@ class Camera {
       this.find(".legend").append(item);
     }
     for (const [stage] of STAGES) this.find(".stack").append(Object.assign(document.createElement("i"), { className: stage }));
-    this.name_pause();
+    this.namePause();
     place.append(card);
     this.refresh();
   }
@@ -224,9 +225,13 @@ class Camera {
     put(this.find(".share"), `${rounded((100 * news.dropped) / Math.max(1, news.captured))} %`);
     if (recent.length) this.writeStages(recent, at(totals, 0.5));
     this.writeLabels(news.top);
+    this.remark(news.note);
+  }
+
+  remark(text) {
     const note = this.find(".note");
-    note.hidden = !news.note;
-    put(note, news.note);
+    note.hidden = !(this.failure || text);
+    put(note, this.failure || text);
   }
 
   writeStages(recent, typical) {
@@ -264,7 +269,7 @@ class Camera {
     this.snapshotButton.disabled = !this.seen;
   }
 
-  name_pause() {
+  namePause() {
     const text = this.paused ? "Go on" : "Pause";
     this.pauseButton.title = text;
     this.pauseButton.setAttribute("aria-label", `${this.paused ? "Go on with" : "Pause"} ${this.name}`);
@@ -274,7 +279,7 @@ class Camera {
   pause(paused) {
     this.paused = paused;
     this.frozen = this.clock();
-    this.name_pause();
+    this.namePause();
     this.refresh();
     if (!paused && this.news) this.write();
     reconnect(); // without its pictures: what is not looked at shall cost the device nothing
@@ -287,8 +292,10 @@ class Camera {
       this.card.classList.remove("flash");
       void this.card.offsetWidth; // begins the flash anew
       this.card.classList.add("flash");
-    } catch {
-      say(document.getElementById("link").dataset.state, "the snapshot failed");
+    } catch (error) {
+      this.failure = `The snapshot failed: ${error.message}`;
+      setTimeout(() => { this.failure = ""; }, 5000);
+      this.remark("");
     } finally {
       this.snapshotButton.disabled = false;
     }
