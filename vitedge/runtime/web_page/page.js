@@ -69,7 +69,7 @@ async function stayConnected() {
       clearTimeout(timer);
       if (mine.signal.reason === "anew") continue; // other pictures are wanted, or the page is hidden
       const known = { 401: "open the address that vitedge printed", 503: "too many viewers" };
-      say("lost", known[error.status] ?? "no connection, trying again");
+      say("lost", known[error.status] ?? "no connection");
       cameras.forEach((camera) => camera.refresh());
       tries += 1;
       await new Promise((done) => setTimeout(done, error.status ? 5000 : Math.min(400 * 2 ** tries, 5000)));
@@ -260,7 +260,7 @@ class Camera {
 
   refresh() {
     const linked = isLinked();
-    const [title, what] = !linked && this.seen ? ["No connection to vitedge", "It goes on by itself."]
+    const [title, what] = !linked && this.seen ? ["No connection to vitedge", "The page tries again by itself."]
       : this.news?.state ? ["Camera lost", this.news.state]
       : this.seen ? ["", ""] : ["Waiting for the first picture", ""];
     this.card.dataset.state = this.paused && linked && !this.news?.state ? "paused" : !title ? "live" : title.startsWith("Waiting") ? "waiting" : "lost";
@@ -328,9 +328,11 @@ class Camera {
     const plot = { left: 0, right: width, top: 16, bottom: height - 20, now, scale: this.scale, width, height };
     drawGrid(pen, plot);
     drawStages(pen, plot, shown);
+    drawLabels(pen, plot);
   }
 
   rescale(shown) {
+    if (!shown.length && this.scale) return;
     const totals = shown.map(total).sort(ascending);
     const wanted = nice(Math.max(1, Math.min(totals.at(-1) ?? 1, 3 * (at(totals, 0.95) ?? 1))) * 1.06); // what is rare may run out of it
     this.scale = !this.scale || still.matches ? wanted : this.scale + (wanted - this.scale) * 0.18;
@@ -340,27 +342,40 @@ class Camera {
 // ---- the timeline
 
 function drawGrid(pen, { left, right, top, bottom, scale }) {
-  pen.font = "11.5px system-ui, sans-serif";
   pen.lineWidth = 1;
   pen.strokeStyle = colours.line;
-  pen.fillStyle = colours.soft;
-  pen.textBaseline = "alphabetic";
-  const step = nice(scale / 3.2);
-  for (let value = 0; value <= scale * 1.001; value += step) {
+  for (const value of [0, ...ticks(scale)]) {
     const y = Math.round(bottom - (value / scale) * (bottom - top)) + 0.5;
     pen.beginPath();
     pen.moveTo(left, y);
     pen.lineTo(right, y);
     pen.stroke();
-    if (value) {
-      pen.textAlign = "left";
-      pen.fillText(value + step > scale * 1.001 ? `${short(value)} ms` : short(value), left, y - 4);
-    }
   }
+}
+
+function drawLabels(pen, { left, right, top, bottom, scale }) {
+  pen.font = "11.5px system-ui, sans-serif";
+  pen.textBaseline = "alphabetic";
+  pen.lineJoin = "round";
+  pen.lineWidth = 4;
+  pen.strokeStyle = colours.card; // a rim, so that it can be read on the stages
+  pen.fillStyle = colours.soft;
+  const write = (text, x, y, align) => {
+    pen.textAlign = align;
+    pen.strokeText(text, x, y);
+    pen.fillText(text, x, y);
+  };
+  const values = ticks(scale);
+  for (const value of values) write(value === values.at(-1) ? `${short(value)} ms` : short(value), left, bottom - (value / scale) * (bottom - top) - 4, "left");
   for (let second = 0; second <= WINDOW_S; second += 5) {
-    pen.textAlign = second === WINDOW_S ? "left" : second ? "center" : "right";
-    pen.fillText(second ? `−${second} s` : "now", right - (second / WINDOW_S) * (right - left), bottom + 15);
+    const align = second === WINDOW_S ? "left" : second ? "center" : "right";
+    write(second ? `−${second} s` : "now", right - (second / WINDOW_S) * (right - left), bottom + 15, align);
   }
+}
+
+function ticks(scale) {
+  const step = nice(scale / 3.2);
+  return [1, 2, 3, 4].map((count) => count * step).filter((value) => value <= scale * 1.001);
 }
 
 function drawStages(pen, { left, right, top, bottom, now, scale }, samples) {
@@ -416,7 +431,7 @@ function nice(value) {
 
 function readColours() {
   const style = getComputedStyle(document.documentElement);
-  return Object.fromEntries(["ink", "soft", "line", ...STAGES.map(([stage]) => stage)].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+  return Object.fromEntries(["ink", "soft", "line", "card", ...STAGES.map(([stage]) => stage)].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
 // ---- small parts
