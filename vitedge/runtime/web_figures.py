@@ -71,7 +71,7 @@ class _Camera:
     total: Histogram = field(default_factory=Histogram)
 
     def rates(self, now: float) -> tuple[float, float]:
-        """Frames a second that were answered and captured, lately; they sink while none comes."""
+        """Frames a second that were answered and captured, lately; they sink to 0 while none comes."""
         samples = list(self.samples)
         recent = [sample for sample in samples if now - sample.at < RATE_OVER_S]
         recent = recent if len(recent) > 1 else samples[-2:]
@@ -79,6 +79,8 @@ class _Camera:
             return 0.0, 0.0
         first, last, intervals = recent[0], recent[-1], len(recent) - 1
         span = last.at - first.at
+        if now - last.at > max(RATE_OVER_S, 3 * span / intervals):
+            return 0.0, 0.0
         span = max(span, now - first.at - span / intervals, 1e-6)  # the next one is late
         return intervals / span, (last.captured - first.captured) / span
 

@@ -69,7 +69,7 @@ async function stayConnected() {
       clearTimeout(timer);
       if (mine.signal.reason === "anew") continue; // other pictures are wanted, or the page is hidden
       const known = { 401: "open the address that vitedge printed", 503: "too many viewers" };
-      say("lost", known[error.status] ?? "no connection, trying again");
+      say("lost", known[error.status] ?? "no connection");
       cameras.forEach((camera) => camera.refresh());
       tries += 1;
       await new Promise((done) => setTimeout(done, error.status ? 5000 : Math.min(400 * 2 ** tries, 5000)));
@@ -143,6 +143,7 @@ class Camera {
     this.waiting = null;  // the newest picture, while another is decoded
     this.decoding = false;
     this.told = 0;
+    this.failure = "";    // why there is no snapshot, for a while
     this.find = (selector) => card.querySelector(selector);
     this.picture = this.find(".picture");
     this.pauseButton = this.find(".pause");
@@ -159,7 +160,7 @@ class Camera {
       this.find(".legend").append(item);
     }
     for (const [stage] of STAGES) this.find(".stack").append(Object.assign(document.createElement("i"), { className: stage }));
-    this.name_pause();
+    this.namePause();
     place.append(card);
     this.refresh();
   }
@@ -224,9 +225,13 @@ class Camera {
     put(this.find(".share"), `${rounded((100 * news.dropped) / Math.max(1, news.captured))} %`);
     if (recent.length) this.writeStages(recent, at(totals, 0.5));
     this.writeLabels(news.top);
+    this.remark(news.note);
+  }
+
+  remark(text) {
     const note = this.find(".note");
-    note.hidden = !news.note;
-    put(note, news.note);
+    note.hidden = !(this.failure || text);
+    put(note, this.failure || text);
   }
 
   writeStages(recent, typical) {
@@ -255,7 +260,7 @@ class Camera {
 
   refresh() {
     const linked = isLinked();
-    const [title, what] = !linked && this.seen ? ["No connection to vitedge", "It goes on by itself."]
+    const [title, what] = !linked && this.seen ? ["No connection to vitedge", "The page tries again by itself."]
       : this.news?.state ? ["Camera lost", this.news.state]
       : this.seen ? ["", ""] : ["Waiting for the first picture", ""];
     this.card.dataset.state = this.paused && linked && !this.news?.state ? "paused" : !title ? "live" : title.startsWith("Waiting") ? "waiting" : "lost";
@@ -264,7 +269,7 @@ class Camera {
     this.snapshotButton.disabled = !this.seen;
   }
 
-  name_pause() {
+  namePause() {
     const text = this.paused ? "Go on" : "Pause";
     this.pauseButton.title = text;
     this.pauseButton.setAttribute("aria-label", `${this.paused ? "Go on with" : "Pause"} ${this.name}`);
@@ -274,7 +279,7 @@ class Camera {
   pause(paused) {
     this.paused = paused;
     this.frozen = this.clock();
-    this.name_pause();
+    this.namePause();
     this.refresh();
     if (!paused && this.news) this.write();
     reconnect(); // without its pictures: what is not looked at shall cost the device nothing
@@ -287,8 +292,10 @@ class Camera {
       this.card.classList.remove("flash");
       void this.card.offsetWidth; // begins the flash anew
       this.card.classList.add("flash");
-    } catch {
-      say(document.getElementById("link").dataset.state, "the snapshot failed");
+    } catch (error) {
+      this.failure = `The snapshot failed: ${error.message}`;
+      setTimeout(() => { this.failure = ""; }, 5000);
+      this.remark("");
     } finally {
       this.snapshotButton.disabled = false;
     }
@@ -321,9 +328,11 @@ class Camera {
     const plot = { left: 0, right: width, top: 16, bottom: height - 20, now, scale: this.scale, width, height };
     drawGrid(pen, plot);
     drawStages(pen, plot, shown);
+    drawLabels(pen, plot);
   }
 
   rescale(shown) {
+    if (!shown.length && this.scale) return;
     const totals = shown.map(total).sort(ascending);
     const wanted = nice(Math.max(1, Math.min(totals.at(-1) ?? 1, 3 * (at(totals, 0.95) ?? 1))) * 1.06); // what is rare may run out of it
     this.scale = !this.scale || still.matches ? wanted : this.scale + (wanted - this.scale) * 0.18;
@@ -333,27 +342,40 @@ class Camera {
 // ---- the timeline
 
 function drawGrid(pen, { left, right, top, bottom, scale }) {
-  pen.font = "11.5px system-ui, sans-serif";
   pen.lineWidth = 1;
   pen.strokeStyle = colours.line;
-  pen.fillStyle = colours.soft;
-  pen.textBaseline = "alphabetic";
-  const step = nice(scale / 3.2);
-  for (let value = 0; value <= scale * 1.001; value += step) {
+  for (const value of [0, ...ticks(scale)]) {
     const y = Math.round(bottom - (value / scale) * (bottom - top)) + 0.5;
     pen.beginPath();
     pen.moveTo(left, y);
     pen.lineTo(right, y);
     pen.stroke();
-    if (value) {
-      pen.textAlign = "left";
-      pen.fillText(value + step > scale * 1.001 ? `${short(value)} ms` : short(value), left, y - 4);
-    }
   }
+}
+
+function drawLabels(pen, { left, right, top, bottom, scale }) {
+  pen.font = "11.5px system-ui, sans-serif";
+  pen.textBaseline = "alphabetic";
+  pen.lineJoin = "round";
+  pen.lineWidth = 4;
+  pen.strokeStyle = colours.card; // a rim, so that it can be read on the stages
+  pen.fillStyle = colours.soft;
+  const write = (text, x, y, align) => {
+    pen.textAlign = align;
+    pen.strokeText(text, x, y);
+    pen.fillText(text, x, y);
+  };
+  const values = ticks(scale);
+  for (const value of values) write(value === values.at(-1) ? `${short(value)} ms` : short(value), left, bottom - (value / scale) * (bottom - top) - 4, "left");
   for (let second = 0; second <= WINDOW_S; second += 5) {
-    pen.textAlign = second === WINDOW_S ? "left" : second ? "center" : "right";
-    pen.fillText(second ? `−${second} s` : "now", right - (second / WINDOW_S) * (right - left), bottom + 15);
+    const align = second === WINDOW_S ? "left" : second ? "center" : "right";
+    write(second ? `−${second} s` : "now", right - (second / WINDOW_S) * (right - left), bottom + 15, align);
   }
+}
+
+function ticks(scale) {
+  const step = nice(scale / 3.2);
+  return [1, 2, 3, 4].map((count) => count * step).filter((value) => value <= scale * 1.001);
 }
 
 function drawStages(pen, { left, right, top, bottom, now, scale }, samples) {
@@ -409,7 +431,7 @@ function nice(value) {
 
 function readColours() {
   const style = getComputedStyle(document.documentElement);
-  return Object.fromEntries(["ink", "soft", "line", ...STAGES.map(([stage]) => stage)].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+  return Object.fromEntries(["ink", "soft", "line", "card", ...STAGES.map(([stage]) => stage)].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
 // ---- small parts
