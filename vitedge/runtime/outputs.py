@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from vitedge.errors import VitEdgeError
-from vitedge.runtime.camera import Source
+from vitedge.runtime.camera import Source, load_cv2
 from vitedge.runtime.live import Counts
 from vitedge.runtime.overlay import Picture, Recorder, draw, names_folder, open_recorder
 from vitedge.specs import Frame, ModelCard, Prediction, to_dict
@@ -94,6 +94,7 @@ class Recordings:
     def __init__(self, save: Path, sources: Sequence[Source], card: ModelCard) -> None:
         self.paths = recording_paths(save, len(sources))
         self._card, self._checked_ns = card, 0
+        load_cv2()  # which draws; where it is missing, that is said before the first frame
         with ExitStack() as opening:
             self._recorders = [
                 opening.enter_context(_recorder(path, source)) for path, source in zip(self.paths, sources, strict=True)
