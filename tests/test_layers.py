@@ -62,7 +62,7 @@ THIRD_PARTY = {
     "tensorrt": ("backends/tensorrt.py",),
     "pycuda": ("backends/cuda.py",),
     "cuda": ("backends/cuda_graph.py", "backends/cubin.py"),  # cuda-bindings
-    "cv2": ("runtime/camera.py", "runtime/live.py", "runtime/overlay.py"),
+    "cv2": ("runtime/opencv.py", "runtime/overlay.py"),
 }
 HEAVY = (
     "torch",

@@ -317,7 +317,8 @@ class Manifest:
 class Frame:
     """One picture, its index in the source and its capture time (perf_counter_ns).
 
-    image: uint8[H, W, 3] RGB; of another format, as vitedge.pixels lays it out.
+    image: uint8[H, W, 3] RGB; of another format, as vitedge.pixels lays it out. name: the file it was in, source: where it
+    comes from, as the user called it.
     """
 
     image: NDArray[np.uint8]
@@ -325,6 +326,7 @@ class Frame:
     captured_ns: int
     name: str = ""
     pixels: PixelFormat = "rgb"
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

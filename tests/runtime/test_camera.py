@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vitedge.errors import MissingPackageError, VitEdgeError
-from vitedge.runtime.camera import open_source
+from vitedge.runtime.camera import CameraOptions, open_source
 
 cv2 = pytest.importorskip("cv2")
 
@@ -31,6 +32,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_image(path: Path, value: int = 100) -> None:
+    path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.full((20, 30, 3), value, np.uint8)).save(path)
 
 
@@ -90,10 +92,28 @@ def test_what_is_no_video_is_an_error(clips: Path, tmp_path: Path) -> None:
 
 
 def test_missing_paths_and_unknown_schemes_are_errors_with_a_hint(tmp_path: Path) -> None:
-    for source in (str(tmp_path / "none.mp4"), str(tmp_path / "none"), "rtsp://camera/1", "csi://0", "x" * 300):
+    for source in (str(tmp_path / "none.mp4"), str(tmp_path / "none"), "ftp://camera/1", "csi://x", "x" * 300):
         with pytest.raises(VitEdgeError, match=r"no file|not supported|cannot read") as caught:
             open_source(source)
         assert caught.value.hint or "cannot read" in str(caught.value)
+
+
+def test_a_codec_that_opencv_lacks_is_named(clips: Path, tmp_path: Path) -> None:
+    for suffix in (".mp4", ".avi", ".mkv"):
+        name = f"clip{suffix}"
+        writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter_fourcc(*"mp4v"), 25, (WIDTH, HEIGHT))
+        for _ in range(5):
+            writer.write(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+        writer.release()
+        data = (tmp_path / name).read_bytes()
+        for known, unknown in ((b"mp4v", b"Zz9x"), (b"esds", b"Zz9x"), (b"V_MPEG4/ISO/ASP", b"V_MPEG9/ISO/ASP")):
+            data = data.replace(known, unknown)
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(
+            VitEdgeError, match=rf"{name} is coded as (Zz9x|V_MPEG9\S*), for which this OpenCV has no decoder"
+        ) as caught:
+            open_source(str(tmp_path / name))
+        assert "ffmpeg" in str(caught.value.hint)
 
 
 def test_a_camera_that_is_not_there_is_an_error() -> None:
@@ -107,7 +127,7 @@ def test_opencv_keeps_quiet_about_what_our_errors_say(clips: Path, tmp_path: Pat
     video = (clips / "clip.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(video[: len(video) // 2])
     code = (
-        "import sys; from vitedge.runtime.camera import open_source\n"
+        "import sys; from vitedge.runtime.camera import CameraOptions, open_source\n"
         "try: open_source(sys.argv[1])\n"
         "except Exception as error: print(error)"
     )
@@ -123,6 +143,54 @@ def test_closing_ends_the_stream_and_may_be_repeated(clips: Path) -> None:
     source.close()
     source.close()
     assert list(source) == [] and source.skipped == []
+    assert (source.captured, source.given, source.dropped) == (1, 1, 0) and source.state == ""
+    untouched = open_source(str(clips / "clip.mp4"))
+    untouched.close()
+    assert (untouched.captured, untouched.given, untouched.dropped) == (1, 0, 1)  # the first frame is read on opening
+
+
+def test_closing_in_another_thread_ends_a_video_that_is_being_read(clips: Path) -> None:
+    with open_source(str(clips / "clip.mp4"), CameraOptions(loop=True)) as source:
+        threading.Timer(0.3, source.close).start()
+        count = sum(1 for _ in source)
+    assert count > COUNT and source.captured == source.given + source.dropped and source.given == count
+
+
+def test_files_begin_again_where_they_are_to_loop(clips: Path, tmp_path: Path) -> None:
+    data = (clips / "clip.avi").read_bytes()
+    (tmp_path / "broken.avi").write_bytes(data[: len(data) * 4 // 5])
+    for i in range(3):
+        save_image(tmp_path / "images" / f"{i}.png", 50 * i)
+    (tmp_path / "images" / "3.png").write_bytes(b"no")
+    for path, skipped in ((clips / "clip.mp4", 0), (tmp_path / "broken.avi", 1), (tmp_path / "images", 1)):
+        once = [int(frame.image.mean()) for frame in open_source(str(path))]
+        with open_source(str(path), CameraOptions(loop=True)) as source:
+            frames = [next(source) for _ in range(3 * len(once) + 1)]
+            assert source.total is None
+        assert [frame.index for frame in frames] == list(range(3 * len(once) + 1))
+        assert [int(frame.image.mean()) for frame in frames] == once * 3 + once[:1]
+        assert len(source.skipped) == skipped and {frame.source for frame in frames} == {str(path)}
+    (tmp_path / "a.png").write_bytes(b"no")
+    with open_source(str(tmp_path / "a.png"), CameraOptions(loop=True)) as source, pytest.raises(VitEdgeError, match="none of 1"):
+        next(source)
+
+
+def test_in_real_time_a_file_gives_what_a_camera_would_have_given(clips: Path, tmp_path: Path) -> None:
+    for i in range(COUNT):
+        save_image(tmp_path / f"{i:02}.png", i)
+    for path, fps, name in ((clips / "clip.mp4", 25.0, ""), (tmp_path, 40.0, "07.png")):
+        begun = time.perf_counter()
+        indices, names = [], []
+        with open_source(str(path), CameraOptions(realtime=True, fps=40)) as source:
+            assert source.live and (source.fps, source.total) == (fps, COUNT)
+            for frame in source:
+                indices.append(frame.index)
+                names.append(frame.name)
+                time.sleep(0.1)
+        assert time.perf_counter() - begun > (COUNT - 1) / fps
+        assert indices == sorted(set(indices)) and indices[-1] == COUNT - 1 and len(indices) < COUNT
+        assert source.captured == COUNT == source.given + source.dropped and source.given == len(indices)
+        assert source.skipped == [] and source.state == "" and (name or "") in (names if 7 in indices else [name])
 
 
 def test_a_folder_gives_its_images_by_name_and_skips_the_damaged(tmp_path: Path) -> None:
