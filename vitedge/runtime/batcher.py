@@ -25,6 +25,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Literal, Protocol, get_args
 
+import numpy as np
+
 from vitedge.errors import DeadlineError, EngineError, QueueFullError, VitEdgeError, first_line
 from vitedge.runtime.pace import Pace, quick_size
 from vitedge.runtime.predictor import InferenceEngine, Predictor, elapsed_ms
@@ -388,7 +390,10 @@ def _checked(engine: ForkableEngine, max_batch: int | None, max_delay_ms: float,
 
 
 def _open_lanes(engine: ForkableEngine, most: int, top_k: int) -> list[_Lane]:
-    """A lane for each stream and one to be filled meanwhile, each run once at sizes that may be compiled apart."""
+    """A lane for each stream and one to be filled meanwhile, each run once at sizes that may be compiled apart.
+
+    And a picture, since the first one may wait for loops to be loaded, for longer than its deadline allows.
+    """
     lanes: list[_Lane] = []
     with ExitStack() as opening:
         for _ in range(engine.streams + 1):
@@ -397,6 +402,7 @@ def _open_lanes(engine: ForkableEngine, most: int, top_k: int) -> list[_Lane]:
             lanes.append(_Lane(fork, Predictor(fork, top_k)))
         for lane, size in itertools.product(lanes, sorted({1, min(2, most), most})):
             lane.engine.run(size)
+        lanes[0].engine.write(0, np.zeros((480, 640, 3), np.uint8), "rgb")
         opening.pop_all()
     return lanes
 
