@@ -13,7 +13,9 @@ import pytest
 
 from tests.engines import ROOT, Made
 from tests.test_cli_run import HANGS, SMALL, start, stop
-from vitedge.runtime.camera import open_source
+from vitedge.runtime.camera import CameraOptions, open_source
+from vitedge.runtime.guard import SIGNALS, Guard
+from vitedge.runtime.live import stream
 
 pytest.importorskip("openvino")
 pytest.importorskip("torch")
@@ -57,6 +59,27 @@ def test_a_second_signal_ends_at_once(made: Made) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and time.monotonic() - began < 5 and "a second signal came" in err
+
+
+def test_a_camera_that_is_lost_and_back_is_said_once_each_and_handlers_are_put_back(made: Made) -> None:
+    said: list[str] = []
+    told: list[tuple[int, str]] = []
+    before = [signal.getsignal(number) for number in SIGNALS]
+    options = CameraOptions(size=(160, 120), fps=0.5, timeout_s=0.5)  # each frame comes long after it should
+    with (
+        stream("synthetic", made.engines["openvino", "int8"], options=options, limit=3) as answers,
+        Guard(answers, say=said.append, tell=lambda *state: told.append(state)) as guard,
+    ):
+        for _ in answers:
+            guard.seen()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert [sentence.partition(" for ")[0].partition(" after ")[0] for sentence in said[:3]] == [
+        "synthetic has given no frame",
+        "synthetic is back",
+        "synthetic has given no frame",
+    ]
+    assert told[0] == (0, said[0]) and (0, "") in told
+    assert guard.signal is None and not guard.starved
 
 
 def test_systemd_hears_that_it_is_ready_alive_and_stopping(made: Made, tmp_path: Path) -> None:
