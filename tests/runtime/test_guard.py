@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.engines import ROOT, Made
+from tests.runtime.test_camera_live import endless, opened
 from tests.test_cli_run import HANGS, SMALL, start, stop
-from vitedge.runtime.camera import CameraOptions, open_source
+from vitedge.runtime import capture, live
+from vitedge.runtime.camera import open_source
 from vitedge.runtime.guard import SIGNALS, Guard
-from vitedge.runtime.live import stream
 
 pytest.importorskip("openvino")
 pytest.importorskip("torch")
@@ -61,24 +62,28 @@ def test_a_second_signal_ends_at_once(made: Made) -> None:
     assert process.returncode == 130 and time.monotonic() - began < 5 and "a second signal came" in err
 
 
-def test_a_camera_that_is_lost_and_back_is_said_once_each_and_handlers_are_put_back(made: Made) -> None:
+def test_a_camera_that_is_lost_and_back_is_said_once_each_and_handlers_are_put_back(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "FIRST_WAIT_S", 1.2)
     said: list[str] = []
     told: list[tuple[int, str]] = []
     before = [signal.getsignal(number) for number in SIGNALS]
-    options = CameraOptions(size=(160, 120), fps=0.5, timeout_s=0.5)  # each frame comes long after it should
+    lossy = opened([None] * 10, endless())
+    monkeypatch.setattr(live, "open_source", lambda *_: lossy)
     with (
-        stream("synthetic", made.engines["openvino", "int8"], options=options, limit=3) as answers,
+        live.stream("0", made.engines["openvino", "int8"]) as answers,
         Guard(answers, say=said.append, tell=lambda *state: told.append(state)) as guard,
     ):
         for _ in answers:
             guard.seen()
+            if len(said) == 2:
+                break
     assert [signal.getsignal(number) for number in SIGNALS] == before
-    assert [sentence.partition(" for ")[0].partition(" after ")[0] for sentence in said[:3]] == [
-        "synthetic has given no frame",
-        "synthetic is back",
-        "synthetic has given no frame",
-    ]
-    assert told[0] == (0, said[0]) and (0, "") in told
+    assert said[0].startswith(f"{lossy.called} is lost, the next try is in ") and said[1].startswith(
+        f"{lossy.called} is back after "
+    )
+    assert told[0] == (0, said[0]) and told[-1] == (0, "")
     assert guard.signal is None and not guard.starved
 
 

@@ -107,7 +107,7 @@ class Guard:
                 self._say(state)
             elif not state and not self._ending_ns:
                 lost_s = (time.perf_counter_ns() - self._lost_ns[number]) / 1e9
-                self._say(f"{self._stream.names[number]} is back after {lost_s:.0f} s")
+                self._say(f"{source.called} is back after {lost_s:.0f} s")
 
     def _look_at_clock(self) -> None:
         now = time.perf_counter_ns()
