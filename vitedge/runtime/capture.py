@@ -87,6 +87,7 @@ class LiveSource(Source):
 
     @property
     def state(self) -> str:
+        """How the source is, as of `Source`; of a reader that hangs it tells before it is replaced."""
         with self._changed:
             now = time.perf_counter_ns()
             if self._trouble and not self._over:
@@ -111,6 +112,7 @@ class LiveSource(Source):
             return frame
 
     def close(self) -> None:
+        """End the stream, also for a thread that waits in `next`, and wait for the reader no longer than CLOSING_S."""
         with self._changed:
             self._error = None
             if not self._over:

@@ -57,6 +57,7 @@ class TestPatternFeed:
         self._number = self.damaged = 0
 
     def read(self) -> tuple[Image, str]:
+        """The next picture, at once: it is `pace` that holds it back."""
         self._number += 1
         return self._draw(self._number - 1), ""
 
@@ -88,6 +89,7 @@ class OpenCVFeed:
         return None
 
     def close(self) -> None:
+        """Give the device or connection back."""
         self._capture.release()
 
     def _read_once(self) -> NDArray[Any] | None:

@@ -53,6 +53,7 @@ class ImageSource(Source):
         return Frame(image, self.given - 1, time.perf_counter_ns(), file.path.name, source=self.name)
 
     def close(self) -> None:
+        """End the stream; pictures that are being decoded are let go."""
         self._images = iter(())  # the stream before it ends with its last reference
         self._loop = False
 
@@ -92,6 +93,7 @@ class VideoSource(Source):
         return frame
 
     def close(self) -> None:
+        """End the stream and close the file."""
         self._closed = True  # which the thread that reads sees, where it takes longer than can be waited for
         if self._reading.acquire(timeout=CLOSING_S):
             self.dropped += self._ahead is not None
@@ -149,10 +151,12 @@ class PacedFile:
         self.damaged = 0  # the source tells itself
 
     def read(self) -> tuple[NDArray[np.uint8], str] | None:
+        """The next frame of the file, as of `Feed`."""
         frame = next(self._source, None)
         return None if frame is None else (frame.image, frame.name)
 
     def close(self) -> None:
+        """Close the file."""
         self._source.close()
 
 
