@@ -387,6 +387,27 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return f"{head}|{'|'.join(rule)}|\n{''.join(body)}"
 
 
+def viewers(document: dict[str, Any]) -> str:
+    """The table of viewers.py: what is left of a camera's rate, and what serving takes."""
+    watching = {
+        "none": "nobody",
+        "bad": f"{document['bad_viewers']} slow, dead or malicious viewers",
+        "good": "one viewer of the page",
+        "both": "that one and the others",
+    }
+    rows = [["who watches", "frames/s", "× nobody", "cores"]]
+    for name, who in watching.items():
+        turn = document["turns"][name]
+        ratio = f"{turn['ratio']:.3f} ({turn['ratio_low']:.3f} - {turn['ratio_high']:.3f})"
+        rows.append([who, f"{turn['fps']:.1f}", ratio, f"{turn['cores']:.3f}"])
+    height, width = document["frame"]
+    return (
+        f"{markdown(rows)}\n{document['model']} in {document['variant'].upper()} on frames of {width} x {height}, one after the "
+        f"other. Medians of {document['rounds']} rounds in turns, in brackets the least and the most; cores: busy with serving. "
+        f"{place(document['environment'])}\n"
+    )
+
+
 TABLES = {
     "fashion_vit": Table("fashion_vit", bench_table),
     "focus_vits14": Table("focus_vits14", bench_table),
@@ -396,6 +417,7 @@ TABLES = {
     "quantizers_ablation": Table("quantizers", quantizers_ablation, "docs/quantization.md"),
     "overhead": Table("overhead", overhead, "docs/runtime.md"),
     "batching": Table("batching", batching, "docs/runtime.md"),
+    "viewers": Table("viewers", viewers, "docs/web.md"),
     "rtx_builds": Table("rtx_builds", rtx_builds),
     "rtx_builds_all": Table("rtx_builds", rtx_table, "docs/tensorrt.md"),
 }

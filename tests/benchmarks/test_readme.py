@@ -21,6 +21,7 @@ from benchmarks.readme import (
     quantizers_ablation,
     rewrite,
     rtx_table,
+    viewers,
 )
 from vitedge.errors import VitEdgeError
 from vitedge.workspace import read_json
@@ -261,3 +262,13 @@ def test_the_runtime_s_tables_show_what_was_measured() -> None:
     table = batching(BATCHING)
     assert "| ViT-S/14 | 4 | 70 | 420 | 3 | 3 | 1.5 | 14.0 | 30.0 | 28.0 |" in table
     assert "capacity 118 frames a second, 98 % of static batches of 8 without a queue, on 2 streams" in table
+
+
+def test_the_live_view_s_table_shows_what_viewers_cost() -> None:
+    turn = {"fps": 80.0, "ratio": 0.98, "ratio_low": 0.97, "ratio_high": 1.01, "cores": 0.0271}
+    document = {
+        "environment": OVERHEAD["environment"], "model": "focus", "variant": "int8", "rounds": 5,
+        "frame": [272, 640], "bad_viewers": 50, "turns": dict.fromkeys(("none", "bad", "good", "both"), turn),
+    }  # fmt: skip
+    assert "| 50 slow, dead or malicious viewers | 80.0 | 0.980 (0.970 - 1.010) | 0.027 |" in viewers(document)
+    assert "focus in INT8 on frames of 640 x 272" in viewers(document)

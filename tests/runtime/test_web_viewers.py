@@ -113,7 +113,7 @@ def test_fifty_bad_viewers_get_nothing_and_leave_nothing(
     while time.perf_counter() < end:
         camera, _ = next(good)
         pictures += camera != FIGURES
-        assert threading.active_count() <= threads
+        assert threading.active_count() <= threads, threading.enumerate()
     assert pictures >= 5  # a good viewer goes on, and another is let in
     assert ask(view, "/api/latest").json()["cameras"][0]["processed"] > 20
     newcomer = frames_of(view)

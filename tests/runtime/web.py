@@ -46,7 +46,7 @@ class Publisher:
         self.view, self.rate = view, rate
         self.counts, self.longest_s = [0] * cameras, 0.0
         self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(camera,)) for camera in range(cameras)]
+        self._threads = [threading.Thread(target=self._run, args=(camera,), daemon=True) for camera in range(cameras)]
         for thread in self._threads:
             thread.start()
 

@@ -9,6 +9,7 @@ that say nothing or do not read, and more of them than there is room for. Knows 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from urllib.parse import quote
 
 import h11
@@ -61,7 +62,8 @@ class Guard:
         except Exception as error:  # noqa: BLE001  a bug of ours: told where such things are, and the view goes on
             asyncio.get_running_loop().call_exception_handler({"message": "the live view failed", "exception": error})
             if not started:
-                await PlainTextResponse("vitedge failed", 500)(scope, receive, send)
+                with contextlib.suppress(_GoneError):
+                    await PlainTextResponse("vitedge failed", 500)(scope, receive, send_guarded)
 
     async def _take_turn(self) -> None:
         """Let no more than REQUESTS_PER_S through, after a BURST; those beyond wait."""
@@ -105,6 +107,7 @@ class Connection(H11Protocol):
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock for its request."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)
         self.since, self.asked = self.loop.time(), False
@@ -113,6 +116,7 @@ class Connection(H11Protocol):
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
+        """Parse it; the clock stops once, when the request is whole."""
         if not self.asked and len(data) > MOST_HEADER_BYTES:  # the limit of h11 is for what comes in parts
             self.transport.abort()
             return
@@ -125,15 +129,18 @@ class Connection(H11Protocol):
             self._clock.cancel()
 
     def pause_writing(self) -> None:
+        """Start the clock for the viewer to take what is being sent."""
         super().pause_writing()
         self._clock.cancel()
         self._clock = self.loop.call_later(SEND_S, self.transport.abort)
 
     def resume_writing(self) -> None:
+        """It has taken all of it."""
         super().resume_writing()
         self._clock.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock, which would keep the connection in memory."""
         self._clock.cancel()
         super().connection_lost(exc)
 

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from vitedge.runtime.web_access import Access
@@ -34,6 +33,7 @@ MOST_VIEWERS = 16  # of streams, each of which may take a megabyte a second
 STALLED_S = 1.0  # after which a viewer gives way to another where there are MOST_VIEWERS
 TICK_S = 0.1  # from one message with figures to the next
 SNAPSHOT_S = 5.0
+NOTHING = PlainTextResponse("there is nothing here", 404)
 NO_CAMERA = PlainTextResponse("there is no such camera", 404)
 
 
@@ -99,7 +99,7 @@ class Site:
         for viewer in (*self._viewers, *self._guests):
             viewer.show(feed, picture)
 
-    def _routes(self) -> Starlette:
+    def _routes(self) -> Router:
         routes = [
             *(Route(path, self._file) for path in FILES),
             Route("/live", self._live),
@@ -110,9 +110,7 @@ class Site:
             Route("/metrics", self._metrics),
             Route("/healthz", self._health),
         ]
-        app = Starlette(routes=routes)
-        app.router.redirect_slashes = False
-        return app
+        return Router(routes, redirect_slashes=False, default=NOTHING)
 
     async def _file(self, request: Request) -> Response:
         path = request.scope["path"]

@@ -375,7 +375,7 @@ function drawLabels(pen, { left, right, top, bottom, scale }) {
 
 function ticks(scale) {
   const step = nice(scale / 3.2);
-  return [1, 2, 3, 4].map((count) => count * step).filter((value) => value <= scale * 1.001);
+  return [1, 2, 3, 4].map((count) => count * step).filter((value) => value <= scale * 1.02);
 }
 
 function drawStages(pen, { left, right, top, bottom, now, scale }, samples) {
