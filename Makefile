@@ -40,7 +40,7 @@ demo: .venv/ready
 	@echo "to go on:         . .venv/bin/activate, then vitedge --help"
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-rtx: .venv/ready
 	$(BIN)/python -m pytest -m rtx tests/rtx
