@@ -46,6 +46,8 @@ STREAMS = (1, 4, 16)
 LOADS = (0.2, 0.5, 0.7, 0.9, 1.2)
 DELAY_MS = 2.0
 QUEUE = 64
+LEAD_IN_S = 0.5  # of a flood, in which lanes and queue fill
+BATCH_S = 0.005  # within which the answers of one batch come
 STATM = Path("/proc/self/statm")
 err = Console(stderr=True, highlight=False)
 
@@ -137,14 +139,18 @@ def static_rate(predictors: Sequence[Predictor], frames: list[Frame], seconds: f
 
 
 def flood_rate(batcher: Batcher, frames: list[Frame], seconds: float) -> float:
-    """Images a second of a batcher whose queue is never empty."""
-    start, before = time.perf_counter(), batcher.counts().answered
+    """Images a second of a batcher whose queue is never empty: from answer to answer, without how it fills and empties."""
+    start, answered = time.perf_counter(), list[float]()
     futures = []
-    while time.perf_counter() - start < seconds:
-        futures.append(batcher.submit(frames[len(futures) % len(frames)]))
+    while time.perf_counter() - start < LEAD_IN_S + seconds:
+        future = batcher.submit(frames[len(futures) % len(frames)])
+        future.add_done_callback(lambda _: answered.append(time.perf_counter()))
+        futures.append(future)
+    end = time.perf_counter()
     for future in futures:
         future.result()
-    return (batcher.counts().answered - before) / (time.perf_counter() - start)
+    steady = [moment for moment in sorted(answered) if start + LEAD_IN_S <= moment <= end]
+    return sum(moment > steady[0] + BATCH_S for moment in steady) / (steady[-1] - steady[0])
 
 
 def batch_times(bench: Bench) -> dict[int, float]:
