@@ -53,7 +53,7 @@ test-soak: .venv/ready
 
 MINUTES ?= 30
 soak-camera: .venv/ready
-	SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s -m soak tests/soak/test_camera.py
+	SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s -m soak tests/soak/test_camera.py tests/runtime
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -64,6 +64,7 @@ bench: demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/cpu_latency.py
 	$(BIN)/python -m benchmarks.preprocess
+	$(BIN)/python -m benchmarks.viewers
 	$(BIN)/vitedge bench fashion-vit/fp32 fashion-vit/int8 --images $(FASHION)/.cache/test --seconds 10 --json results/fashion_vit.json
 	$(BIN)/vitedge bench focus-vits14/fp32 focus-vits14/int8 --images $(FOCUS)/.cache/judge --seconds 10 --json results/focus_vits14.json
 	$(BIN)/python benchmarks/readme.py

@@ -358,4 +358,4 @@ def test_an_rtsp_stream_resumes_by_itself_when_its_server_is_back(rtsp: RTSPServ
 
 @pytest.mark.soak
 def test_an_rtsp_stream_survives_20_outages_without_a_leak(rtsp: RTSPServer) -> None:
-    outages(rtsp, 20, 1.5)
+    outages(rtsp, 20, 5.0)
