@@ -118,6 +118,9 @@ def test_mistakes_are_sentences_without_the_password(broker: Broker, tmp_path: P
         ("http://127.0.0.1/t", "no broker and topic"),
         (f"mqtt://me:{secret}@127.0.0.1", "no broker and topic"),
         ("mqtt://127.0.0.1/all/#", "no broker and topic"),
+        ("mqtt://127.0.0.1:99999/t", "no broker and topic"),
+        (f"mqtt://me:{secret}/1@127.0.0.1/t", "no broker and topic"),
+        ("mqtt://[::1/t", "no broker and topic"),
         (f"mqtt://me:{secret}@127.0.0.1:1/t", "cannot be reached on port 1"),
         (f"mqtt://me:{secret}@no.such.host.invalid/t", "cannot be reached"),
     ):

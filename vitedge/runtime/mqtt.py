@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from vitedge.errors import MissingPackageError, VitEdgeError
 
@@ -29,13 +29,9 @@ class MqttTopic:
     """
 
     def __init__(self, address: str, say: Callable[[str], None]) -> None:
-        parts = urlsplit(address)
-        self._topic = unquote(parts.path.lstrip("/"))
-        plain = not set("#+?") & set(address.rpartition("@")[2])  # the first two are for who subscribes
-        if parts.scheme not in PORTS or not parts.hostname or not self._topic or not plain:
-            raise VitEdgeError("no broker and topic can be read off the address of --mqtt", hint=f"give {FORM}")
+        parts, host, port, self._topic = _read(address)
         self.lost = 0
-        self._broker, self._say = f"the broker {parts.hostname}", say
+        self._broker, self._say = f"the broker {host}", say
         self._last: Any = None
         self._refused, self._away = "", False
         self._paho = _load_paho()
@@ -47,7 +43,7 @@ class MqttTopic:
             self._client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
         if parts.scheme == "mqtts":
             self._client.tls_set()
-        self._connect(parts.hostname, parts.port or PORTS[parts.scheme])
+        self._connect(host, port)
 
     def send(self, line: str) -> None:
         """Publish a line."""
@@ -88,6 +84,19 @@ class MqttTopic:
         if not self._away and not self._refused:
             self._away = True
             self._say(f"{self._broker} is lost, and is tried again")
+
+
+def _read(address: str) -> tuple[SplitResult, str, int, str]:
+    """The parts of an address, with its host, port and topic. What is wrong with it is not quoted: it may hold a password."""
+    try:
+        parts = urlsplit(address)
+        host, topic = parts.hostname, unquote(parts.path.lstrip("/"))
+        plain = not set("#+?") & set(address.rpartition("@")[2])  # the first two are for who subscribes
+        if parts.scheme in PORTS and host and topic and plain:
+            return parts, host, parts.port or PORTS[parts.scheme], topic
+    except ValueError:  # a port that is none, or half an IPv6 address
+        pass
+    raise VitEdgeError("no broker and topic can be read off the address of --mqtt", hint=f"give {FORM}")
 
 
 def _load_paho() -> ModuleType:

@@ -21,7 +21,8 @@ from typing import Any
 from urllib.parse import quote
 
 from vitedge.errors import MissingPackageError, VitEdgeError
-from vitedge.runtime.camera import load_cv2
+from vitedge.runtime.opencv import load_cv2
+from vitedge.runtime.source import without_secrets
 from vitedge.runtime.vitals import Vitals
 from vitedge.runtime.web_access import Access, is_loopback
 from vitedge.runtime.web_figures import Figures
@@ -34,7 +35,6 @@ SEND_BUFFER = 128 * 1024  # bytes of a connection in the kernel: what is in it i
 VITALS_EVERY_S = 2.0
 PATIENCE_S = 5.0  # how long `close` waits for a thread
 MAKE_TOKEN = "python3 -c 'import secrets; print(secrets.token_urlsafe())' makes one"
-SECRET = re.compile(r"(?<=//)[^/@\s]*@")  # user:password@ of a URL
 
 
 class WebView:
@@ -62,7 +62,7 @@ class WebView:
         listener = _listen(host, port)
         port = listener.getsockname()[1]
         self.url = _url(host, port, token)
-        self._figures = Figures([_public(name) for name in cameras], card, title)
+        self._figures = Figures([without_secrets(name) for name in cameras], card, title)
         self._site = server.Site(listener, Access(host, port, token), self._figures, len(cameras))
         self._pictures = Pictures(len(cameras), card, self._site.deliver_soon, self._figures.remark)
         self._end = threading.Event()
@@ -84,7 +84,7 @@ class WebView:
 
     def tell(self, camera: int, state: str) -> None:
         """How a camera is: "" where all is well, else a sentence for the page and /healthz."""
-        self._figures.tell(camera, _public(state))
+        self._figures.tell(camera, without_secrets(state))
 
     def close(self) -> None:
         """Turn away who watches and end, within seconds; a second call does nothing."""
@@ -176,8 +176,3 @@ def _own_address() -> str:
             return address
     except OSError:
         return socket.gethostname()
-
-
-def _public(text: str) -> str:
-    """Without what stands before the @ of a URL."""
-    return SECRET.sub("", text)
