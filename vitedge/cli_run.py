@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     Reader = ResultCommand | MqttTopic
 
 SHORT, SHORTER = 24, 14  # letters of a source's name in a table, and of many
+WIDE = 110  # columns of a terminal that has room for the stages
 UPDATES = 4  # a second, of the line at a terminal
 STARVED = 3  # the exit status of the watchdog
 STAGE_NAMES = {"postprocess": "answer", "latency": "all to result"}
@@ -88,7 +89,8 @@ def run(
         Path | None,
         typer.Option(
             help="Record annotated frames: a video (.mp4, .avi) or a folder of pictures. Of several sources out.mp4 becomes "
-            "out-1.mp4, out-2.mp4, ... in the order given, a folder gets the folders 1, 2, ...",
+            "out-1.mp4, out-2.mp4, ... in the order given, a folder gets the folders 1, 2, ... %Y, %m, %d, %H, %M, %S are the "
+            "time at which it begins.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -141,7 +143,7 @@ def run(
         raise VitEdgeError(f"the watchdog waits for some seconds, not for {watchdog:g}", hint="give a number above 0")
     if token and not web:
         raise VitEdgeError("--token is for the page of --web", hint="give --web 8080, or leave --token out")
-    wanted = Wanted(save, json_lines, on_result, mqtt, web, token, watchdog)
+    wanted = Wanted(_recording(save), json_lines, on_result, mqtt, web, token, watchdog)
     raise typer.Exit(_run(chosen_engine(engine), source, options, top, limit, wanted))
 
 
@@ -188,7 +190,7 @@ def _run(folder: Path, names: Sequence[str], options: CameraOptions, top: int, l
                     guard.seen()
                     _hand_on(frame, prediction, live, screen, list(readers.values()), saved, page)
         except VitEdgeError:
-            screen.end([])
+            screen.end([], failed=True)
             raise
         lost = [f"{reader.lost} results did not reach {name}" for name, reader in readers.items() if reader.lost]
         screen.end(lost, saved.paths if saved else [], guard.signal)
@@ -286,22 +288,31 @@ class Screen:
             out.print(f"{escape(name)}{_as_text(frame, prediction)}", soft_wrap=True)
 
     def __rich__(self) -> Table:
-        grid = Table.grid(*(Column(no_wrap=True) for _ in range(5)), padding=(0, 2))
+        """What does not fit goes in this order: the end of the answer, the stages, the end of the source's name."""
+        wide = out.width >= WIDE
+        columns = [
+            Column(no_wrap=True, max_width=SHORT if wide else SHORTER),
+            *(Column(no_wrap=True, min_width=6) for _ in range(3)),
+        ]
+        grid = Table.grid(*columns, Column(no_wrap=True, ratio=1), padding=(0, 2), expand=True)
         for name, source, tally in zip(self._live.names, self._live.sources, self._tallies, strict=True):
             took = tally.lately()
-            stages = "  ".join(f"{stage} {took[stage]:.1f}" for stage in ("latency", "preprocess", "infer") if stage in took)
+            shown = ("latency", "preprocess", "infer") if wide else ("latency",)
+            stages = "  ".join(f"{stage} {took[stage]:.1f}" for stage in shown if stage in took)
             latest = _answer(tally.latest, 1) if tally.latest else "waits for the first frame"
             said = f"[yellow]{escape(source.state)}[/]" if source.state else f"[bold]{latest}[/]"
             grid.add_row(
-                escape(_short(name)),
-                f"{tally.rate_now:5.1f} fps",
+                escape(_short(name, SHORT if wide else SHORTER)),
+                f"{tally.rate_now:.1f} fps",
                 f"[dim]{stages} ms[/]" if took else "",
                 f"dropped {source.dropped}",
                 said,
             )
         return grid
 
-    def end(self, notes: Sequence[str], saved: Sequence[Path] = (), signal_number: int | None = None) -> None:
+    def end(
+        self, notes: Sequence[str], saved: Sequence[Path] = (), signal_number: int | None = None, *, failed: bool = False
+    ) -> None:
         """Say what was lost, what each source came to, and where it was recorded."""
         print_notes([*self._live.notes, *notes])
         count = sum(tally.processed for tally in self._tallies)
@@ -310,7 +321,8 @@ class Screen:
         rate = f", {(count - 1) / (self._last - self._begun):.1f} a second" if self._last > self._begun else ""
         wrote = f"; wrote {', '.join(map(str, saved))}" if saved and count else ""
         ended = f"; ended by {signal.Signals(signal_number).name}" if signal_number is not None else ""
-        err.print(f"{count} frame{'' if count == 1 else 's'}{rate}{wrote}{ended}", markup=False, soft_wrap=True)
+        if count or not failed:
+            err.print(f"{count} frame{'' if count == 1 else 's'}{rate}{wrote}{ended}", markup=False, soft_wrap=True)
 
 
 def _table(live: Stream, tallies: Sequence[Tally]) -> Table:
@@ -348,6 +360,15 @@ def _answer(prediction: Prediction, most: int | None = None) -> str:
 def _short(name: str, most: int = SHORT) -> str:
     """The end of a source's name, which tells it from others."""
     return name if len(name) <= most else f"...{name[3 - most :]}"
+
+
+def _recording(save: Path | None) -> Path | None:
+    """Where to record, with the time of now in place of %H and the like, so that one recording does not replace another."""
+    if save is None:
+        return None
+    if save == Path():  # also "", of a variable of the shell that is not set
+        raise VitEdgeError("--save takes a video file or a folder of its own", hint="such as --save out.mp4 or --save frames")
+    return Path(time.strftime(str(save)))
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -63,12 +63,13 @@ def stream(
         if live:
             _warm_up(engine)
         if len(names) > 1:
-            batcher = opening.enter_context(Batcher(engine, min(len(names), engine.max_batch), queue=len(names), top_k=top_k))
+            shared = opening.enter_context(Batcher(engine, min(len(names), engine.max_batch), queue=len(names), top_k=top_k))
             opened = _open_sources(names, options, opening)
-            answers: Iterator[Answer] = opening.enter_context(_Merged(batcher, opened))
+            answers: Iterator[Answer] = opening.enter_context(_Merged(shared, opened))
         else:
+            batcher = None if live else opening.enter_context(open_batcher(engine, top_k))
             opened = [opening.enter_context(open_source(names[0], options))]
-            answers = _newest(opened[0], Predictor(engine, top_k)) if live else _all(opened[0], engine, top_k)
+            answers = predict_all(batcher, opened[0]) if batcher else _newest(opened[0], Predictor(engine, top_k))
             opening.callback(answers.close)
         return Stream(opened, engine, answers, opening.pop_all(), limit, on_result)
 
@@ -206,11 +207,6 @@ def _open_sources(names: Sequence[str], options: CameraOptions, opening: ExitSta
 def _newest(source: Source, predictor: Predictor) -> Generator[Answer]:
     for frame in source:
         yield frame, predictor(frame)
-
-
-def _all(source: Source, engine: Engine, top_k: int) -> Generator[Answer]:
-    with open_batcher(engine, top_k) as batcher:
-        yield from predict_all(batcher, source)
 
 
 class _Merged:
