@@ -25,9 +25,10 @@ from types import TracebackType
 from typing import Any
 
 from vitedge.errors import VitEdgeError
-from vitedge.runtime.camera import Source, load_cv2
 from vitedge.runtime.live import Counts
+from vitedge.runtime.opencv import load_cv2
 from vitedge.runtime.overlay import Picture, Recorder, draw, names_folder, open_recorder
+from vitedge.runtime.source import Source
 from vitedge.specs import Frame, ModelCard, Prediction, to_dict
 
 DEFAULT_FPS = 25.0  # of a recording whose source has no rate of its own
