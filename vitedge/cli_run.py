@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 SHORT, SHORTER = 24, 14  # letters of a source's name in a table, and of many
 UPDATES = 4  # a second, of the line at a terminal
-STARVED = 3  # the exit status of the watchdog
 STAGE_NAMES = {"postprocess": "answer", "latency": "all to result"}
 SOURCES, OUTPUT = "Sources", "Output"  # headings of --help
 
@@ -160,7 +159,7 @@ class Wanted:
 
 def _run(folder: Path, names: Sequence[str], options: CameraOptions, top: int, limit: int | None, wanted: Wanted) -> int:
     """Open all that was asked for, hand the answers on, say what came of it; the exit status."""
-    from vitedge.runtime.guard import Guard
+    from vitedge.runtime.guard import STARVED, Guard
     from vitedge.runtime.live import stream
     from vitedge.runtime.mqtt import MqttTopic
     from vitedge.runtime.outputs import Recordings, ResultCommand, check_apart
@@ -171,7 +170,7 @@ def _run(folder: Path, names: Sequence[str], options: CameraOptions, top: int, l
         page = opened.enter_context(closing(_page(folder, names, wanted.web, wanted.token))) if wanted.web else None
         live = opened.enter_context(stream(names, folder, options=options, top_k=top, limit=limit))
         screen = Screen(live, wanted.json_lines)
-        guard = Guard(live, wanted.watchdog, say=screen.say, tell=page.tell if page else _ignore)
+        guard = Guard(live, wanted.watchdog, say=screen.say, tell=page.tell if page else lambda *_: None)
         try:
             with ExitStack() as outputs:
                 saved = Recordings(wanted.save, live.sources, live.engine.manifest.card) if wanted.save else None
@@ -238,10 +237,6 @@ def _page(folder: Path, names: Sequence[str], address: str, token: str | None) -
     page = WebView(cameras, manifest.card, title=title, host=host.strip("[]") or "127.0.0.1", port=int(port), token=token)
     err.print(f"web: {page.url}", markup=False, soft_wrap=True)
     return page
-
-
-def _ignore(number: int, state: str) -> None:
-    """Nobody is to be told."""
 
 
 class Screen:

@@ -155,16 +155,13 @@ class Stream:
         frame, prediction = next(self._answers)
         if self._left is not None:
             self._left -= 1
-        number = self._number_of(frame)
+        number = self._answers.latest if isinstance(self._answers, _Merged) else 0
         if frame.source != self.names[number]:
             frame = dataclasses.replace(frame, source=self.names[number])
         self._processed[number] += 1
         if self._on_result:
             self._on_result(frame, prediction)
         return frame, prediction
-
-    def _number_of(self, frame: Frame) -> int:
-        return self._answers.latest if isinstance(self._answers, _Merged) else 0
 
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
