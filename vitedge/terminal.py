@@ -37,8 +37,8 @@ class Terminal:
     """Tells a person at a terminal, on stderr, what the pipeline does: a bar while a step runs, a line when it ends."""
 
     def __init__(self) -> None:
-        parts = TextColumn("[dim]{task.fields[phase]}[/]")
-        columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(32), TimeElapsedColumn(), parts)
+        phase = TextColumn("[dim]{task.fields[phase]}[/]")
+        columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(32), TimeElapsedColumn(), phase)
         self._bar = Progress(*columns, console=err, transient=True)
         self._task: TaskID | None = None
         self._began = 0.0
