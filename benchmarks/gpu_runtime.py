@@ -248,7 +248,7 @@ def torch_candidates(module: Any, card: ModelCard) -> list[Candidate]:
     import torch
 
     from vitedge.preprocess import resize
-    from vitedge.runtime.camera import load_cv2
+    from vitedge.runtime.opencv import load_cv2
 
     if not torch.cuda.is_available():
         raise VitEdgeError("this torch has no CUDA")

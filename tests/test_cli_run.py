@@ -236,6 +236,11 @@ MISTAKES = {
     "pixel format": (["--pixel-format", "MJPEG"], "four letters"),
     "watchdog": (["--watchdog", "0"], "not for 0"),
     "token without a page": (["--token", "x"], "--token is for the page of --web"),
+    "nothing to record to": (["--save", ""], "--save takes a video file or a folder of its own"),
+    "no command": (["--on-result", ""], "--on-result is empty"),
+    "no page": (["--web", ""], "--web is empty"),
+    "no broker": (["--mqtt", ""], "--mqtt is empty"),
+    "no source": (["--source", ""], "no source was given"),
     "port": (["--web", "eighty"], "not 'eighty'"),
     "port too high": (["--web", "65536"], "not '65536'"),
     "page for all without a token": (["--web", "0.0.0.0:0"], "token"),
@@ -250,6 +255,29 @@ def test_a_mistake_is_said_before_the_engine_opens(made: Made, case: str) -> Non
     out, err = process.communicate(timeout=60)
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert process.returncode == 1 and out == "" and len(errors) == 1 and sentence in errors[0], err
+
+
+def test_a_token_in_the_environment_is_for_runs_with_a_page(made: Made) -> None:
+    process = start(made, "--source", "synthetic", "--limit", 1, VITEDGE_TOKEN="secret")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and len(out.splitlines()) == 1 and "secret" not in err, err
+
+
+def test_a_recording_is_named_by_its_beginning(made: Made, tmp_path: Path) -> None:
+    process = start(made, "--source", "synthetic", "--limit", 2, "--save", tmp_path / "at-%Y.mp4")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and re.fullmatch(r"at-20\d\d\.mp4", next(tmp_path.iterdir()).name), err
+
+
+def test_ctrl_c_ends_what_hangs_while_it_opens(made: Made) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        process = start(made, "--source", url, "--source", url)
+        silent.settimeout(60)
+        with silent.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT and "Traceback" not in err, err
 
 
 def test_a_port_in_use_is_said_before_the_engine_opens(made: Made) -> None:

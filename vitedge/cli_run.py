@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 SHORT, SHORTER = 24, 14  # letters of a source's name in a table, and of many
 WIDE = 110  # columns of a terminal that has room for the stages
 UPDATES = 4  # a second, of the line at a terminal
-STARVED = 3  # the exit status of the watchdog
 STAGE_NAMES = {"postprocess": "answer", "latency": "all to result"}
 SOURCES, OUTPUT = "Sources", "Output"  # headings of --help
 
@@ -54,6 +53,7 @@ class Transport(str, Enum):
 
 
 def run(
+    context: typer.Context,
     engine: Engine,
     source: Annotated[
         list[str],
@@ -141,8 +141,12 @@ def run(
     )
     if watchdog is not None and not 0 < watchdog < math.inf:
         raise VitEdgeError(f"the watchdog waits for some seconds, not for {watchdog:g}", hint="give a number above 0")
-    if token and not web:
+    given = context.get_parameter_source("token")  # the variable may be there for other runs
+    if token and not web and given is not None and given.name == "COMMANDLINE":
         raise VitEdgeError("--token is for the page of --web", hint="give --web 8080, or leave --token out")
+    for name, value in (("--on-result", on_result), ("--mqtt", mqtt), ("--web", web)):
+        if value is not None and not value.strip():
+            raise VitEdgeError(f"{name} is empty", hint="is a variable not set? Else leave it out")
     wanted = Wanted(_recording(save), json_lines, on_result, mqtt, web, token, watchdog)
     raise typer.Exit(_run(chosen_engine(engine), source, options, top, limit, wanted))
 
@@ -162,7 +166,7 @@ class Wanted:
 
 def _run(folder: Path, names: Sequence[str], options: CameraOptions, top: int, limit: int | None, wanted: Wanted) -> int:
     """Open all that was asked for, hand the answers on, say what came of it; the exit status."""
-    from vitedge.runtime.guard import Guard
+    from vitedge.runtime.guard import STARVED, Guard, ended_at_once
     from vitedge.runtime.live import stream
     from vitedge.runtime.mqtt import MqttTopic
     from vitedge.runtime.outputs import Recordings, ResultCommand, check_apart
@@ -171,9 +175,10 @@ def _run(folder: Path, names: Sequence[str], options: CameraOptions, top: int, l
         check_apart(names, wanted.save)
     with ExitStack() as opened:
         page = opened.enter_context(closing(_page(folder, names, wanted.web, wanted.token))) if wanted.web else None
-        live = opened.enter_context(stream(names, folder, options=options, top_k=top, limit=limit))
+        with ended_at_once():  # nothing is recorded yet, and what opens may hang
+            live = opened.enter_context(stream(names, folder, options=options, top_k=top, limit=limit))
         screen = Screen(live, wanted.json_lines)
-        guard = Guard(live, wanted.watchdog, say=screen.say, tell=page.tell if page else _ignore)
+        guard = Guard(live, wanted.watchdog, say=screen.say, tell=page.tell if page else lambda *_: None)
         try:
             with ExitStack() as outputs:
                 saved = Recordings(wanted.save, live.sources, live.engine.manifest.card) if wanted.save else None
@@ -240,10 +245,6 @@ def _page(folder: Path, names: Sequence[str], address: str, token: str | None) -
     page = WebView(cameras, manifest.card, title=title, host=host.strip("[]") or "127.0.0.1", port=int(port), token=token)
     err.print(f"web: {page.url}", markup=False, soft_wrap=True)
     return page
-
-
-def _ignore(number: int, state: str) -> None:
-    """Nobody is to be told."""
 
 
 class Screen:

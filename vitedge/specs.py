@@ -329,6 +329,9 @@ class Frame:
     source: str = ""
 
 
+STAGES = ("capture", "queue", "preprocess", "infer", "postprocess")  # of a Timing, in the order in which a frame meets them
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Milliseconds spent on one frame, stage by stage.
@@ -343,9 +346,14 @@ class Timing:
     queue_ms: float = 0.0
 
     @property
+    def stages_ms(self) -> tuple[float, ...]:
+        """What each of STAGES took, in milliseconds."""
+        return self.capture_ms, self.queue_ms, self.preprocess_ms, self.infer_ms, self.postprocess_ms
+
+    @property
     def total_ms(self) -> float:
         """All stages together, in milliseconds."""
-        return self.capture_ms + self.queue_ms + self.preprocess_ms + self.infer_ms + self.postprocess_ms
+        return sum(self.stages_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from vitedge.workspace import find_engines, known_engines, short_path
 PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
 ENGINE = "An engine directory, or MODEL/VARIANT for the one below engines/ that was made last, of those that open here"
 
-out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+out = Console(highlight=False, emoji=False, width=None if sys.stdout and sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True, highlight=False, emoji=False)
 
 
@@ -37,8 +37,8 @@ class Terminal:
     """Tells a person at a terminal, on stderr, what the pipeline does: a bar while a step runs, a line when it ends."""
 
     def __init__(self) -> None:
-        parts = TextColumn("[dim]{task.fields[phase]}[/]")
-        columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(32), TimeElapsedColumn(), parts)
+        phase = TextColumn("[dim]{task.fields[phase]}[/]")
+        columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(32), TimeElapsedColumn(), phase)
         self._bar = Progress(*columns, console=err, transient=True)
         self._task: TaskID | None = None
         self._began = 0.0

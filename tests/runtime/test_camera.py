@@ -240,3 +240,11 @@ def test_images_need_no_opencv_and_videos_name_the_extra(clips: Path, tmp_path: 
     with pytest.raises(MissingPackageError, match="opencv-python-headless") as caught:
         open_source(str(clips / "clip.mp4"))
     assert str(caught.value.hint).startswith("pip install opencv-python-headless; ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no pipes with a name")
+def test_what_would_be_waited_for_without_end_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for name in (str(tmp_path / "pipe.mp4"), "/dev/zero"):
+        with pytest.raises(VitEdgeError, match="neither a file nor a folder"):
+            open_source(name)

@@ -20,8 +20,9 @@ from PIL import Image
 
 from tests.engines import ROOT
 from vitedge.errors import VitEdgeError
-from vitedge.runtime.camera import CameraOptions, is_live, load_cv2, open_source
+from vitedge.runtime.camera import CameraOptions, is_live, open_source
 from vitedge.runtime.devices import csi_pipeline, with_sink
+from vitedge.runtime.opencv import load_cv2
 
 pytest.importorskip("cv2")
 

@@ -24,8 +24,8 @@ import pytest
 
 from tests.engines import ROOT
 from vitedge.errors import VitEdgeError
-from vitedge.runtime.camera import CameraOptions, Source, burnt_in_number, load_cv2, open_source
-from vitedge.runtime.opencv import FFMPEG_OPTIONS, OPTIONS
+from vitedge.runtime.camera import CameraOptions, Source, burnt_in_number, open_source
+from vitedge.runtime.opencv import FFMPEG_OPTIONS, OPTIONS, load_cv2
 from vitedge.runtime.synthetic import TestPattern
 
 pytest.importorskip("cv2")

@@ -147,6 +147,20 @@ def test_a_limit_ends_the_stream_there(made: Made, clip: Path, opened: Opened, l
     assert counts.captured == counts.processed + counts.dropped
 
 
+@pytest.mark.parametrize("limit", [-1, 1.5, float("nan")])
+def test_a_limit_that_is_never_met_is_refused(made: Made, clip: Path, limit: Any) -> None:
+    with pytest.raises(VitEdgeError, match="a whole number from 0 on"):
+        start(made, clip, limit=limit)
+
+
+def test_a_source_may_be_a_path_and_not_be_blank(made: Made, clip: Path) -> None:
+    engine = made.engines["openvino", "int8"]
+    assert len(list(stream(clip, engine, limit=2))) == len(list(stream([clip], engine, limit=2))) == 2
+    for blank in ("", " ", [], ["synthetic", ""]):
+        with pytest.raises(VitEdgeError, match="no source was given"):
+            stream(blank, engine)
+
+
 def test_closed_early_it_closes_all_and_ends(made: Made, clip: Path, opened: Opened) -> None:
     answers = start(made, clip)
     for _ in range(3):

@@ -103,7 +103,7 @@ def test_a_disk_that_is_nearly_full_ends_a_recording_which_can_be_read(tmp_path:
     for name in ("out.mp4", "folder"):
         monkeypatch.setattr(outputs, "RESERVE", 0)
         with (
-            pytest.raises(VitEdgeError, match=r"MiB are free in .*, so the recording ends here") as caught,
+            pytest.raises(VitEdgeError, match=r"MiB are free in .*, too little to go on recording") as caught,
             Recordings(tmp_path / name, [Camera("camera", fps=25.0)], CARD) as saved,
         ):
             for index in range(10):

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from vitedge.runtime.tally import RECENT, STAGES, Spread, Tally
+from vitedge.runtime.tally import MEASURED, RECENT, Spread, Tally
 from vitedge.specs import Frame, Prediction, Timing
 
 
@@ -41,6 +41,6 @@ def test_a_tally_counts_rates_and_stages() -> None:
     assert tally.processed == 2 * RECENT and tally.latest is not None
     assert 0 < tally.rate < 500 and 0 < tally.rate_now < 500
     lately = tally.lately()
-    assert tuple(lately) == STAGES and lately["capture"] == 1.0 and lately["queue"] == 5.0
+    assert tuple(lately) == MEASURED and lately["capture"] == 1.0 and lately["queue"] == 5.0
     assert lately["infer"] == RECENT + (RECENT - 1) / 2
     assert lately["latency"] >= 10

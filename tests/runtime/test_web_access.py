@@ -42,6 +42,11 @@ def test_on_loopback_a_foreign_name_is_dns_rebinding(host: str) -> None:
     assert status(Access("127.0.0.1", 8080, TOKEN), TOKEN, host=host) == 403
 
 
+@pytest.mark.parametrize("origin", ["http://[::1", "http://evil.example", "null", "[", ""])
+def test_an_origin_that_is_none_of_ours_or_none_at_all_is_refused(origin: str) -> None:
+    assert status(Access("127.0.0.1", 8080, None), host="localhost:8080", origin=origin) == 403
+
+
 def test_with_a_token_any_name_of_another_address_is_answered() -> None:
     access = Access("0.0.0.0", 8080, TOKEN)
     assert status(access, TOKEN, host="jetson.local:8080") == 200

@@ -14,8 +14,8 @@ import pytest
 from tests.runtime.web import TIMING, TOP, answer, card_of, frame_of
 from vitedge.runtime import web_figures
 from vitedge.runtime.vitals import Reading
-from vitedge.runtime.web_figures import BOUNDS_S, MOST_A_MESSAGE, REMEMBERED, STAGES, Figures
-from vitedge.specs import Prediction, Timing
+from vitedge.runtime.web_figures import BOUNDS_S, MOST_A_MESSAGE, REMEMBERED, Figures
+from vitedge.specs import STAGES, Prediction, Timing
 
 NAMES = ("0", 'rtsp://cam/"a"\\b\nc')
 

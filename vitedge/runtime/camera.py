@@ -10,19 +10,18 @@ images need Pillow alone, and the test pattern nothing.
 from __future__ import annotations
 
 import re
+import stat
 from pathlib import Path
 
 from vitedge.errors import VitEdgeError
 from vitedge.images import SUFFIXES, list_images
 from vitedge.runtime.capture import LiveSource
-from vitedge.runtime.devices import CAMERA, CSI, DEVICE, PIPELINE, STREAMS, TestPatternFeed, open_feed
+from vitedge.runtime.devices import CAMERA, CSI, DEVICE, PIPELINE, STREAMS, SYNTHETIC, open_feed
 from vitedge.runtime.files import ImageSource, PacedFile, VideoSource
-from vitedge.runtime.opencv import load_cv2
 from vitedge.runtime.source import CameraOptions, Source, without_secrets
 from vitedge.runtime.synthetic import burnt_in_number
 
 __all__ = [
-    "CAMERA",
     "CameraOptions",
     "ImageSource",
     "LiveSource",
@@ -30,13 +29,11 @@ __all__ = [
     "VideoSource",
     "burnt_in_number",
     "is_live",
-    "load_cv2",
     "open_source",
     "without_secrets",
 ]
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-SYNTHETIC = "synthetic"
 SOURCES = (
     "give a camera such as 0, /dev/video0 or csi://0, a stream (rtsp://, http://), gst://PIPELINE, "
     "a video file, an image, a folder of images, or synthetic"
@@ -50,8 +47,6 @@ def open_source(source: str, options: CameraOptions = CameraOptions()) -> Source
     VitEdgeError where nothing can be read from `source`, and MissingPackageError where that takes OpenCV and it is not
     installed.
     """
-    if source == SYNTHETIC:
-        return LiveSource(source, lambda: TestPatternFeed(options), options, camera=True)
     if _is_camera(source):
         return LiveSource(source, lambda: open_feed(source, options), options, camera=True)
     if scheme := SCHEME.match(source):
@@ -64,14 +59,14 @@ def open_source(source: str, options: CameraOptions = CameraOptions()) -> Source
 
 def is_live(source: str, options: CameraOptions = CameraOptions()) -> bool:  # noqa: B008
     """Whether a source, not yet open, is one of which only the newest frame counts."""
-    return options.realtime or source == SYNTHETIC or _is_camera(source)
+    return options.realtime or _is_camera(source)
 
 
 def _is_camera(source: str) -> bool:
     """Whether something has no end of its own: all but files."""
     if CAMERA.fullmatch(source) or DEVICE.fullmatch(source) or CSI.fullmatch(source):
         return True
-    return source.startswith(PIPELINE) or source.lower().startswith(STREAMS)
+    return source == SYNTHETIC or source.startswith(PIPELINE) or source.lower().startswith(STREAMS)
 
 
 def _open_file(path: Path, loop: bool) -> Source:
@@ -87,7 +82,8 @@ def _check_readable(path: Path) -> None:
             raise VitEdgeError(f"{path} is empty", hint="was it copied completely?")
         if path.is_file():
             path.open("rb").close()
-        path.stat()
+        if stat.S_ISFIFO(mode := path.stat().st_mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode):
+            raise VitEdgeError(f"{path} is neither a file nor a folder", hint=SOURCES)
     except FileNotFoundError as error:
         raise VitEdgeError(f"there is no file or folder {path}", hint=SOURCES) from error
     except OSError as error:

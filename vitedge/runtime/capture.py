@@ -29,7 +29,7 @@ from vitedge.specs import Frame
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0  # before a lost source is opened again
 CLOSING_S = 2.0  # that a reader gets to come back from a read, before it is left behind
 MAX_HUNG = 3  # readers that hang in the code of others; so many are replaced and no more
-LIVELIER = "is it connected, and does it send? What is wrong with a pipeline gst-launch-1.0 tells"
+WHY_SILENT = "is it connected, and does it send? What is wrong with a pipeline gst-launch-1.0 tells"
 
 
 class Feed(Protocol):
@@ -128,11 +128,11 @@ class LiveSource(Source):
     def _await_first(self) -> None:
         with self._changed:
             if not self._changed.wait_for(lambda: self.captured or self._over, 2 * self._timeout_s + 1):  # opening and reading
-                self._error = VitEdgeError(f"{self.called} gave no frame within {self._timeout_s:g} s", hint=LIVELIER)
+                self._error = VitEdgeError(f"{self.called} gave no frame within {self._timeout_s:g} s", hint=WHY_SILENT)
                 self._over = True
             if not self.captured:
                 self._raise_once()
-                raise VitEdgeError(f"{self.called} gives no frame", hint=LIVELIER)
+                raise VitEdgeError(f"{self.called} gives no frame", hint=WHY_SILENT)
 
     def _raise_once(self) -> None:
         error, self._error = self._error, None
@@ -258,7 +258,8 @@ class Pacer:
         """Until the next one is due; the one after it is due a period later."""
         now = time.perf_counter_ns()
         late = now - self._due_ns > self._period_ns
-        due, self._due_ns = (now if late else self._due_ns), (now if late else self._due_ns) + self._period_ns
+        due = now if late else self._due_ns
+        self._due_ns = due + self._period_ns
         return max(0.0, (due - now) / 1e9)
 
 

@@ -31,6 +31,7 @@ CAMERA = re.compile(r"[0-9]{1,2}")  # from 100 on, OpenCV reads the number as th
 DEVICE = re.compile(r"/dev/(video[0-9]+|v4l/.+)")
 CSI = re.compile(r"csi://([0-9]{1,2})")
 PIPELINE = "gst://"
+SYNTHETIC = "synthetic"
 STREAMS = ("rtsp://", "rtsps://", "http://", "https://")
 CSI_SIZE, CSI_FPS = (1280, 720), 30.0
 APPSINK = "appsink drop=true max-buffers=1 sync=false"
@@ -125,8 +126,10 @@ class CameraFeed(OpenCVFeed):
         return found
 
 
-def open_feed(address: str, options: CameraOptions) -> OpenCVFeed:
+def open_feed(address: str, options: CameraOptions) -> OpenCVFeed | TestPatternFeed:
     """Open a camera, stream or pipeline by its address; a VitEdgeError where that fails, or gives not what was asked for."""
+    if address == SYNTHETIC:
+        return TestPatternFeed(options)
     if match := CSI.fullmatch(address):
         return _open_pipeline(without_secrets(address), csi_pipeline(int(match[1]), options), options)
     if address.startswith(PIPELINE):
@@ -255,10 +258,10 @@ def _check_camera(capture: Any, options: CameraOptions, name: str, path: Path) -
     if options.pixel_format not in (None, fourcc):
         offers = ", ".join(v4l2.offered(path)) or fourcc
         raise VitEdgeError(f"{name} does not give {options.pixel_format} but {fourcc}", hint=f"it offers {offers}")
-    if options.size not in (None, (int(width), int(height))):
-        sizes = v4l2.offered(path).get(fourcc) or [(int(width), int(height))]
-        offers = ", ".join(f"{wide}x{high}" for wide, high in sizes)
-        asked = "{}x{}".format(*options.size or ())
+    size = (int(width), int(height))
+    if options.size is not None and options.size != size:
+        offers = ", ".join(f"{wide}x{high}" for wide, high in v4l2.offered(path).get(fourcc) or [size])
+        asked = f"{options.size[0]}x{options.size[1]}"
         raise VitEdgeError(f"{name} does not give {asked} in {fourcc}, it offers {offers}", hint="ask for one of these sizes")
     if options.fps is not None and fps > 0 and abs(fps - options.fps) > FPS_ERROR * options.fps:
         at = f"at {width:.0f}x{height:.0f} in {fourcc}"

@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 
 from vitedge.runtime.live import Stream
@@ -130,6 +130,19 @@ class Guard:
     def _exit(self, why: str) -> None:
         self._say(f"{why}: {STUCK}")
         os._exit(STARVED if self.starved else 128 + (self.signal or 0))
+
+
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Have SIGINT end the process without a word, as SIGTERM does: Python's own handler waits for code that may hang."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def notify(message: str) -> None:

@@ -36,7 +36,7 @@ ENDING_S = 10.0  # for the threads of several sources to end
 
 
 def stream(
-    sources: str | Sequence[str],
+    sources: str | Path | int | Sequence[str | Path | int],
     engine: str | Path | Engine,
     *,
     options: CameraOptions | None = None,
@@ -50,11 +50,12 @@ def stream(
     stays open. limit: stop after so many answers of all sources together. on_result: called with each answer before it is
     given out, in the thread that iterates. Raises VitEdgeError where one of them does not open.
     """
-    names = (sources,) if isinstance(sources, str) else tuple(sources)
-    if not names:
-        raise VitEdgeError("no source was given", hint=SOURCES)
-    if limit is not None and limit < 0:
-        raise VitEdgeError(f"limit must be 0 or more, not {limit}")
+    given = (sources,) if isinstance(sources, (str, Path, int)) else tuple(sources)
+    names = tuple(map(str, given))
+    if not all(name.strip() for name in names) or not names:
+        raise VitEdgeError("no source was given", hint=f"is a variable not set? Else {SOURCES}")
+    if limit is not None and not (isinstance(limit, int) and limit >= 0):
+        raise VitEdgeError(f"limit must be a whole number from 0 on, not {limit}")
     options = options or CameraOptions()
     live = any(is_live(name, options) for name in names)  # so one frame's time counts, and not that of all
     with ExitStack() as opening:
@@ -156,16 +157,13 @@ class Stream:
         frame, prediction = next(self._answers)
         if self._left is not None:
             self._left -= 1
-        number = self._number_of(frame)
+        number = self._answers.latest if isinstance(self._answers, _Merged) else 0
         if frame.source != self.names[number]:
             frame = dataclasses.replace(frame, source=self.names[number])
         self._processed[number] += 1
         if self._on_result:
             self._on_result(frame, prediction)
         return frame, prediction
-
-    def _number_of(self, frame: Frame) -> int:
-        return self._answers.latest if isinstance(self._answers, _Merged) else 0
 
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:

@@ -25,9 +25,10 @@ from types import TracebackType
 from typing import Any
 
 from vitedge.errors import VitEdgeError
-from vitedge.runtime.camera import Source, load_cv2
 from vitedge.runtime.live import Counts
+from vitedge.runtime.opencv import load_cv2
 from vitedge.runtime.overlay import Picture, Recorder, draw, names_folder, open_recorder
+from vitedge.runtime.source import Source
 from vitedge.specs import Frame, ModelCard, Prediction, to_dict
 
 DEFAULT_FPS = 25.0  # of a recording whose source has no rate of its own
@@ -93,7 +94,8 @@ class Recordings:
 
     def __init__(self, save: Path, sources: Sequence[Source], card: ModelCard) -> None:
         self.paths = recording_paths(save, len(sources))
-        self._card, self._checked_ns = card, 0
+        self._card, self._checked_ns, self._written = card, 0, False
+        self._check_space()
         load_cv2()  # which draws; where it is missing, that is said before the first frame
         with ExitStack() as opening:
             self._recorders = [
@@ -107,6 +109,7 @@ class Recordings:
         recorder = self._recorders[number]
         if not isinstance(recorder, _Paced) or recorder.wants(frame):
             recorder.write(draw(frame, prediction, self._card), frame.name)
+            self._written = True
 
     def close(self) -> None:
         """Finish the recordings; calling it twice is safe."""
@@ -127,8 +130,10 @@ class Recordings:
         folder = self.paths[0] if self.paths[0].is_dir() else self.paths[0].parent
         with contextlib.suppress(OSError):
             if shutil.disk_usage(folder).free < RESERVE:
-                message = f"less than {RESERVE >> 20} MiB are free in {folder}, so the recording ends here"
-                raise VitEdgeError(message, hint="free some space, or save elsewhere; what was recorded so far is kept")
+                hint = "free some space, or save elsewhere" + ("; what was recorded so far is kept" if self._written else "")
+                raise VitEdgeError(
+                    f"less than {RESERVE >> 20} MiB are free in {folder}, too little to go on recording", hint=hint
+                )
 
 
 class _Paced(Recorder):

@@ -22,7 +22,7 @@ from PIL import Image
 
 from vitedge.errors import VitEdgeError
 from vitedge.resampling import seen_region
-from vitedge.runtime.camera import load_cv2
+from vitedge.runtime.opencv import load_cv2
 from vitedge.specs import Frame, ModelCard, Prediction, Preprocess, Timing
 from vitedge.workspace import staged, writing
 

@@ -46,8 +46,8 @@ class CameraOptions:
         if self.size is not None and not (len(self.size) == 2 and all(0 < side < 2**15 for side in self.size)):
             raise VitEdgeError(f"a size is a width and a height of 1 to 32767 pixels, not {self.size}")
         for name, value in (("rate", self.fps), ("time-out", self.timeout_s)):
-            if value is not None and not 0 < value <= 10_000:
-                raise VitEdgeError(f"a {name} of {value} makes no sense", hint="give a number above 0 and up to 10000")
+            if value is not None and not 0.001 <= value <= 10_000:
+                raise VitEdgeError(f"a {name} of {value} makes no sense", hint="give a number from 0.001 to 10000")
         if self.pixel_format is not None and not re.fullmatch(r"[ -~]{4}", self.pixel_format):
             hint = "such as MJPG or YUYV; v4l2-ctl --list-formats lists those of a camera"
             raise VitEdgeError(f"a pixel format has four letters, which {self.pixel_format!r} has not", hint=hint)

@@ -9,12 +9,12 @@ import math
 import time
 from collections import Counter, deque
 
-from vitedge.specs import Frame, Prediction
+from vitedge.specs import STAGES, Frame, Prediction
 
 STEP = 1.01  # from one bucket of durations to the next: a quantile is right to half a percent
 LEAST_MS = 1e-3
 RECENT = 30  # answers, over which the rate of now is taken
-STAGES = ("capture", "queue", "preprocess", "infer", "postprocess", "latency")
+MEASURED = (*STAGES, "latency")
 
 
 class Spread:
@@ -44,16 +44,16 @@ class Tally:
 
     def __init__(self) -> None:
         self.processed = 0
-        self.stages = {stage: Spread() for stage in STAGES}
+        self.stages = {stage: Spread() for stage in MEASURED}
         self.latest: Prediction | None = None
         self._recent: deque[tuple[int, tuple[float, ...]]] = deque(maxlen=RECENT)  # when, and what each stage took
         self._first_ns = self._last_ns = 0
 
     def add(self, frame: Frame, prediction: Prediction) -> float:
         """Count an answer of now; its latency in ms."""
-        now, timing = time.perf_counter_ns(), prediction.timing
+        now = time.perf_counter_ns()
         latency_ms = (now - frame.captured_ns) / 1e6
-        took = (timing.capture_ms, timing.queue_ms, timing.preprocess_ms, timing.infer_ms, timing.postprocess_ms, latency_ms)
+        took = (*prediction.timing.stages_ms, latency_ms)
         for spread, ms in zip(self.stages.values(), took, strict=True):
             spread.add(ms)
         self._first_ns, self._last_ns = self._first_ns or now, now
@@ -75,7 +75,7 @@ class Tally:
     def lately(self) -> dict[str, float]:
         """What each stage took lately, on average, in ms; nothing before the first answer."""
         taken = [took for _, took in tuple(self._recent)]
-        return {stage: sum(values) / len(taken) for stage, values in zip(STAGES, zip(*taken, strict=True), strict=False)}
+        return {stage: sum(values) / len(taken) for stage, values in zip(MEASURED, zip(*taken, strict=True), strict=False)}
 
 
 def _rate(count: int, elapsed_ns: int) -> float:

@@ -18,6 +18,8 @@ from pathlib import Path
 MOST = 64  # formats of a camera, and sizes of a format, that are asked for
 CAPTURE = 0x1 | 0x1000  # V4L2_CAP_VIDEO_CAPTURE, and that in several planes
 VIDEO_CAPTURE, MMAP, DISCRETE = 1, 1, 1
+READ, BOTH = 2, 3  # ways that the bytes of a call go
+QUERYCAP, ENUM_FMT, REQBUFS, ENUM_FRAMESIZES = (READ, 0), (BOTH, 2), (BOTH, 8), (BOTH, 74)  # VIDIOC_...: way and number
 DEVICES = Path("/dev")
 
 
@@ -41,7 +43,7 @@ def offered(path: Path) -> dict[str, list[tuple[int, int]]]:
     found: dict[str, list[tuple[int, int]]] = {}
     with suppress(OSError), _opened(path) as device:
         for index in range(MOST):
-            answer = _ask(device, 3, 2, struct.pack("<II56x", index, VIDEO_CAPTURE))  # VIDIOC_ENUM_FMT
+            answer = _ask(device, ENUM_FMT, struct.pack("<II56x", index, VIDEO_CAPTURE))
             if answer is None:
                 break
             fourcc = answer[44:48]
@@ -65,14 +67,14 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _why_opened_is_unusable(path: Path, device: int) -> tuple[str, str]:
-    answer = _ask(device, 2, 0, bytes(104))  # VIDIOC_QUERYCAP
+    answer = _ask(device, QUERYCAP, bytes(104))
     if answer is None:
         return f"{path} is no camera", f"the cameras here: {cameras()}"
     of_driver, of_device = struct.unpack_from("<II", answer, 84)
     if not (of_device or of_driver) & CAPTURE:
         return f"{path} takes no pictures", f"a camera has several devices, of which one does; here are {cameras()}"
     try:
-        _ioctl(device, 3, 8, struct.pack("<III8x", 0, VIDEO_CAPTURE, MMAP))  # VIDIOC_REQBUFS, of none
+        _ioctl(device, REQBUFS, struct.pack("<III8x", 0, VIDEO_CAPTURE, MMAP))  # asks for no buffers, which changes nothing
     except OSError as error:
         if error.errno == errno.EBUSY:
             return _busy(path)
@@ -86,7 +88,7 @@ def _busy(path: Path) -> tuple[str, str]:
 def _sizes(device: int, fourcc: bytes) -> Iterator[tuple[int, int]]:
     """The sizes of a pixel format; of one with a whole range the smallest and the largest."""
     for index in range(MOST):
-        answer = _ask(device, 3, 74, struct.pack("<I4s36x", index, fourcc))  # VIDIOC_ENUM_FRAMESIZES
+        answer = _ask(device, ENUM_FRAMESIZES, struct.pack("<I4s36x", index, fourcc))
         if answer is None:
             return
         kind, *numbers = struct.unpack_from("<7I", answer, 8)
@@ -96,17 +98,18 @@ def _sizes(device: int, fourcc: bytes) -> Iterator[tuple[int, int]]:
         yield numbers[0], numbers[1]
 
 
-def _ask(device: int, direction: int, number: int, question: bytes) -> bytes | None:
+def _ask(device: int, call: tuple[int, int], question: bytes) -> bytes | None:
     """The answer of the driver; None where it has none."""
     try:
-        return _ioctl(device, direction, number, question)
+        return _ioctl(device, call, question)
     except OSError:
         return None
 
 
-def _ioctl(device: int, direction: int, number: int, question: bytes) -> bytes:
+def _ioctl(device: int, call: tuple[int, int], question: bytes) -> bytes:
     if sys.platform == "win32":
         raise OSError(errno.ENOSYS, "there is no V4L2")
     import fcntl  # which Windows lacks
 
+    direction, number = call
     return fcntl.ioctl(device, direction << 30 | len(question) << 16 | ord("V") << 8 | number, question)

@@ -138,10 +138,10 @@ def _packages(root: Path) -> list[_Sensor]:
     """RAPL's counters of a processor package, not of its parts, which are counted in it."""
     folders = sorted((root / "class" / "powercap").glob("intel-rapl:*"))
     whole = [folder for folder in folders if folder.name.count(":") == 1]
-    return [_Sensor(_text(folder / "name") or folder.name, "power", _Counter(folder).watts) for folder in whole]
+    return [_Sensor(_text(folder / "name") or folder.name, "power", _EnergyCounter(folder).watts) for folder in whole]
 
 
-class _Counter:
+class _EnergyCounter:
     """Microjoules that a package has used, which begin again at 0 now and then."""
 
     def __init__(self, folder: Path) -> None:

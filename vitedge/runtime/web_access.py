@@ -90,10 +90,18 @@ def is_loopback(host: str) -> bool:
 def _is_foreign(path: str, headers: Mapping[str, str], host: str) -> bool:
     """Whether a browser asks on behalf of another site. Who follows a link to the page from there may."""
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and _host_of(origin) != host.lower():
         return True
     follows = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document" and path == "/"
     return headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not follows
+
+
+def _host_of(origin: str) -> str:
+    """Host and port of an Origin header, "" where it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _name_of(host: str) -> str:

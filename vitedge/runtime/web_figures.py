@@ -20,9 +20,8 @@ from typing import Any
 import vitedge
 from vitedge.pixels import frame_size
 from vitedge.runtime.vitals import Reading
-from vitedge.specs import Frame, ModelCard, Prediction, Timing
+from vitedge.specs import STAGES, Frame, ModelCard, Prediction
 
-STAGES = ("capture", "queue", "preprocess", "infer", "postprocess")  # of a Timing, in order; they add up to its total
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # of the histograms
 REMEMBERED = 600  # samples that a new viewer gets, so that its timeline is not empty
 MOST_A_MESSAGE = 60  # samples of a camera: the page has no more pixels for a tenth of a second
@@ -109,7 +108,7 @@ class Figures:
 
     def note(self, camera: int, frame: Frame, prediction: Prediction, captured: int, dropped: int) -> None:
         """A frame was answered. captured, dropped: of the camera so far."""
-        stages, size = _stages_ms(prediction.timing), frame_size(frame.image, frame.pixels)[::-1]
+        stages, size = prediction.timing.stages_ms, frame_size(frame.image, frame.pixels)[::-1]
         with self._lock:
             found = self._cameras[camera]
             found.processed += 1
@@ -227,11 +226,6 @@ class Figures:
             if values:
                 yield from _family(f"vitedge_{kind}_{unit}", "gauge", f"The device's {kind} where it tells.", values)
         yield from _family("vitedge_viewers", "gauge", "Who watches now.", [("", viewers)])
-
-
-def _stages_ms(timing: Timing) -> tuple[float, ...]:
-    """The times of STAGES."""
-    return timing.capture_ms, timing.queue_ms, timing.preprocess_ms, timing.infer_ms, timing.postprocess_ms
 
 
 def _told_samples(samples: deque[_Sample], after: int, most: int) -> list[list[float]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vitedge.errors import VitEdgeError, first_line
 from vitedge.pixels import to_rgb
-from vitedge.runtime.camera import load_cv2
+from vitedge.runtime.opencv import load_cv2
 from vitedge.runtime.overlay import draw
 from vitedge.specs import Frame, ModelCard, Prediction
 

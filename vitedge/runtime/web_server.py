@@ -128,7 +128,7 @@ class Site:
 
     async def _snapshot(self, request: Request) -> Response:
         """The newest frame with what the model says of it, of full size."""
-        feed = self._feed(request.path_params["camera"], "full")
+        feed = self._feed_of(request.path_params["camera"], "full")
         if feed is None:
             return NO_CAMERA
         guest = Viewer([feed])
@@ -145,7 +145,7 @@ class Site:
 
     async def _stream(self, request: Request) -> Response:
         """Pictures as multipart/x-mixed-replace, which <img>, players and OpenCV read."""
-        feed = self._feed(request.path_params["camera"], "labelled")
+        feed = self._feed_of(request.path_params["camera"], "labelled")
         if feed is None:
             return NO_CAMERA
         kind = "multipart/x-mixed-replace; boundary=picture"
@@ -159,12 +159,13 @@ class Site:
         """Figures, and pictures of the cameras in `pictures` (numbers with commas; by default all), on one connection."""
         wanted = request.query_params.get("pictures")
         names = [str(camera) for camera in self._cameras] if wanted is None else [name for name in wanted.split(",") if name]
-        feeds = [feed for name in names if (feed := self._feed(name, "plain"))]
+        feeds = [feed for name in names if (feed := self._feed_of(name, "plain"))]
         if len(feeds) < len(names):
             return NO_CAMERA
         return Stream(self, Viewer(feeds, as_frame, listens=True), "application/octet-stream", b"")
 
-    def _feed(self, camera: str, look: Look) -> Feed | None:
+    def _feed_of(self, camera: str, look: Look) -> Feed | None:
+        """The pictures of a camera by its number as it stands in a URL; None where there is no such camera."""
         return next((Feed(number, look) for number in self._cameras if str(number) == camera), None)
 
     def admit(self, viewer: Viewer) -> bool:
@@ -184,8 +185,8 @@ class Site:
         viewer.leave.set()
         self._viewers.discard(viewer)
 
-    async def feed(self, viewer: Viewer, send: Callable[[bytes], Awaitable[None]]) -> None:
-        """Send whatever is newest, over and over; what a viewer has not taken is replaced by what comes after it."""
+    async def send_newest(self, viewer: Viewer, send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Send a viewer whatever is newest, over and over; what it has not taken is replaced by what comes after it."""
         viewer.ask(self._pictures)
         while True:
             await viewer.wake.wait()
@@ -219,7 +220,7 @@ class Stream(Response):
                 await send({"type": "http.response.body"})
                 return
             await send_part(self._first)
-            await _first_of(self._site.feed(self._viewer, send_part), _gone(receive), self._viewer.leave.wait())
+            await _first_of(self._site.send_newest(self._viewer, send_part), _gone(receive), self._viewer.leave.wait())
         finally:
             self._site.dismiss(self._viewer)
 

@@ -203,7 +203,7 @@ class Camera {
       if (sample[0] > this.known) this.samples.push(sample);
     }
     this.known = Math.max(this.known, this.samples.at(-1)?.[0] ?? -1);
-    const oldest = news.age_s > 1e6 ? 0 : (this.samples.at(-1)?.[1] ?? 0) - WINDOW_S - 2;
+    const oldest = (this.samples.at(-1)?.[1] ?? 0) - WINDOW_S - 2;
     while (this.samples.length && this.samples[0][1] < oldest) this.samples.shift();
     if (before?.state !== news.state) this.refresh();
     const now = performance.now();
@@ -260,10 +260,11 @@ class Camera {
 
   refresh() {
     const linked = isLinked();
-    const [title, what] = !linked && this.seen ? ["No connection to vitedge", "The page tries again by itself."]
-      : this.news?.state ? ["Camera lost", this.news.state]
-      : this.seen ? ["", ""] : ["Waiting for the first picture", ""];
-    this.card.dataset.state = this.paused && linked && !this.news?.state ? "paused" : !title ? "live" : title.startsWith("Waiting") ? "waiting" : "lost";
+    const [state, title, what] = !linked && this.seen ? ["lost", "No connection to vitedge", "The page tries again by itself."]
+      : this.news?.state ? ["lost", "Camera lost", this.news.state]
+      : this.paused && linked ? ["paused", "", ""]
+      : this.seen ? ["live", "", ""] : ["waiting", "Waiting for the first picture", ""];
+    this.card.dataset.state = state;
     put(this.find(".trouble strong"), title);
     put(this.find(".trouble span"), what);
     this.snapshotButton.disabled = !this.seen;
@@ -294,7 +295,7 @@ class Camera {
       this.card.classList.add("flash");
     } catch (error) {
       this.failure = `The snapshot failed: ${error.message}`;
-      setTimeout(() => { this.failure = ""; }, 5000);
+      setTimeout(() => { this.failure = ""; this.remark(this.news.note); }, 5000);
       this.remark("");
     } finally {
       this.snapshotButton.disabled = false;
@@ -325,7 +326,7 @@ class Camera {
     const now = this.clock();
     const shown = this.samples.filter((sample) => sample[1] > now - WINDOW_S - 1 && sample[1] <= now + 1);
     this.rescale(shown);
-    const plot = { left: 0, right: width, top: 16, bottom: height - 20, now, scale: this.scale, width, height };
+    const plot = { left: 0, right: width, top: 16, bottom: height - 20, now, scale: this.scale };
     drawGrid(pen, plot);
     drawStages(pen, plot, shown);
     drawLabels(pen, plot);
