@@ -12,7 +12,7 @@ import re
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -168,8 +168,7 @@ def _run(folder: Path, names: Sequence[str], options: CameraOptions, top: int, l
     """Open all that was asked for, hand the answers on, say what came of it; the exit status."""
     from vitedge.runtime.guard import STARVED, Guard, ended_at_once
     from vitedge.runtime.live import stream
-    from vitedge.runtime.mqtt import MqttTopic
-    from vitedge.runtime.outputs import Recordings, ResultCommand, check_apart
+    from vitedge.runtime.outputs import check_apart
 
     if wanted.save:
         check_apart(names, wanted.save)
@@ -180,53 +179,66 @@ def _run(folder: Path, names: Sequence[str], options: CameraOptions, top: int, l
         screen = Screen(live, wanted.json_lines)
         guard = Guard(live, wanted.watchdog, say=screen.say, tell=page.tell if page else lambda *_: None)
         try:
-            with ExitStack() as outputs:
-                saved = Recordings(wanted.save, live.sources, live.engine.manifest.card) if wanted.save else None
-                outputs.enter_context(saved or nullcontext())
-                readers: dict[str, Reader] = {}
-                if wanted.mqtt:
-                    readers["the topic"] = outputs.enter_context(closing(MqttTopic(wanted.mqtt, screen.say)))
-                if wanted.on_result:
-                    command = outputs.enter_context(closing(ResultCommand(wanted.on_result, screen.say)))
-                    readers[repr(wanted.on_result)] = command
-                outputs.enter_context(screen)
-                outputs.enter_context(guard)
+            with Outputs(live, screen, page, wanted) as outputs, screen, guard:
                 for frame, prediction in live:
                     guard.seen()
-                    _hand_on(frame, prediction, live, screen, list(readers.values()), saved, page)
+                    outputs.give(frame, prediction)
         except VitEdgeError:
             screen.end([], failed=True)
             raise
-        lost = [f"{reader.lost} results did not reach {name}" for name, reader in readers.items() if reader.lost]
-        screen.end(lost, saved.paths if saved else [], guard.signal)
+        screen.end(outputs.lost(), outputs.recorded, guard.signal)
     if guard.starved:
         return STARVED
     endless = limit is None and (options.loop or any(source.live and source.total is None for source in live.sources))
     return 0 if guard.signal is None or endless else 128 + guard.signal
 
 
-def _hand_on(
-    frame: Frame,
-    prediction: Prediction,
-    live: Stream,
-    screen: Screen,
-    readers: Sequence[Reader],
-    saved: Recordings | None,
-    page: WebView | None,
-) -> None:
-    """Give one answer to all that want it."""
-    from vitedge.runtime.outputs import record
+class Outputs:
+    """All that wants the answers: screen, recordings, programs that read them as JSON, the page. recorded: the recordings."""
 
-    number, counts = live.number(frame), live.counts(live.number(frame))
-    latency_ms = screen.count(number, frame, prediction)
-    line = json.dumps(record(frame, prediction, counts, latency_ms)) if readers or screen.json_lines else ""
-    screen.show(frame, prediction, line)
-    for reader in readers:
-        reader.send(line)
-    if page:
-        page.publish(frame, prediction, camera=number, captured=counts.captured, dropped=counts.dropped)
-    if saved:
-        saved.write(number, frame, prediction)
+    def __init__(self, live: Stream, screen: Screen, page: WebView | None, wanted: Wanted) -> None:
+        from vitedge.runtime.mqtt import MqttTopic
+        from vitedge.runtime.outputs import Recordings, ResultCommand
+
+        self._live, self._screen, self._page = live, screen, page
+        self._saved: Recordings | None = None
+        self._readers: dict[str, Reader] = {}
+        self.recorded: list[Path] = []
+        with ExitStack() as opening:
+            if wanted.save:
+                self._saved = opening.enter_context(Recordings(wanted.save, live.sources, live.engine.manifest.card))
+                self.recorded = self._saved.paths
+            if wanted.mqtt:
+                self._readers["the topic"] = opening.enter_context(closing(MqttTopic(wanted.mqtt, screen.say)))
+            if wanted.on_result:
+                command = opening.enter_context(closing(ResultCommand(wanted.on_result, screen.say)))
+                self._readers[repr(wanted.on_result)] = command
+            self._opened = opening.pop_all()
+
+    def give(self, frame: Frame, prediction: Prediction) -> None:
+        """Give one answer to all of them."""
+        from vitedge.runtime.outputs import record
+
+        number = self._live.number(frame)
+        counts, latency_ms = self._live.counts(number), self._screen.count(number, frame, prediction)
+        line = json.dumps(record(frame, prediction, counts, latency_ms)) if self._readers or self._screen.json_lines else ""
+        self._screen.show(frame, prediction, line)
+        for reader in self._readers.values():
+            reader.send(line)
+        if self._page:
+            self._page.publish(frame, prediction, camera=number, captured=counts.captured, dropped=counts.dropped)
+        if self._saved:
+            self._saved.write(number, frame, prediction)
+
+    def lost(self) -> list[str]:
+        """A sentence for each program that did not get all."""
+        return [f"{reader.lost} results did not reach {name}" for name, reader in self._readers.items() if reader.lost]
+
+    def __enter__(self) -> Outputs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._opened.__exit__(kind, error, trace)
 
 
 def _page(folder: Path, names: Sequence[str], address: str, token: str | None) -> WebView:
