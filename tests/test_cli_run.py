@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines import ROOT, Made, start_python
+from vitedge.cli_run import complete_source
 from vitedge.runtime.camera import open_source
 
 pytest.importorskip("openvino")
@@ -255,6 +256,24 @@ def test_a_mistake_is_said_before_the_engine_opens(made: Made, case: str) -> Non
     out, err = process.communicate(timeout=60)
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert process.returncode == 1 and out == "" and len(errors) == 1 and sentence in errors[0], err
+
+
+def test_options_that_do_nothing_are_named(made: Made) -> None:
+    idle = ("--loop", "--realtime", "--pixel-format", "MJPG", "--transport", "udp")
+    process = start(made, "--source", "synthetic", "--limit", 1, *idle)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and err.count("does nothing for a source like this") == 4, err
+
+
+def test_the_shell_completes_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "syncopation.mp4").touch()
+    (tmp_path / "clips").mkdir()
+    assert complete_source("sync") == ["syncopation.mp4"] and complete_source("syn")[0] == "synthetic"
+    (tmp_path / "clips" / "a.mp4").touch()
+    assert complete_source("cl") == ["clips/"] and complete_source("cs") == ["csi://0"]
+    assert complete_source("clips/") == ["clips/a.mp4"] and complete_source(f"{tmp_path}/s") == [f"{tmp_path}/syncopation.mp4"]
+    assert complete_source("no/such/") == []
 
 
 def test_a_token_in_the_environment_is_for_runs_with_a_page(made: Made) -> None:

@@ -52,6 +52,15 @@ class Transport(str, Enum):
     UDP = "udp"
 
 
+def complete_source(typed: str) -> list[str]:
+    """For the shell: the test pattern, cameras that are there, and files."""
+    known = ["synthetic", *sorted(map(str, Path("/dev").glob("video*"))), "csi://0", "rtsp://", "http://", "gst://"]
+    head, slash, _ = typed.rpartition("/")
+    folder = Path(head or "/") if slash else Path()
+    files = [f"{head}{slash}{path.name}{'/' if path.is_dir() else ''}" for path in sorted(folder.glob("[!.]*"))]
+    return [name for name in [*known, *files] if name.startswith(typed)]
+
+
 def run(
     context: typer.Context,
     engine: Engine,
@@ -62,6 +71,7 @@ def run(
             "or synthetic. May be repeated: all share the engine.",
             show_default=False,
             rich_help_panel=SOURCES,
+            autocompletion=complete_source,
         ),
     ],
     realtime: Annotated[
@@ -172,6 +182,7 @@ def _run(folder: Path, names: Sequence[str], options: CameraOptions, top: int, l
 
     if wanted.save:
         check_apart(names, wanted.save)
+    print_notes(_idle(names, options))
     with ExitStack() as opened:
         page = opened.enter_context(closing(_page(folder, names, wanted.web, wanted.token))) if wanted.web else None
         with ended_at_once():  # nothing is recorded yet, and what opens may hang
@@ -191,6 +202,21 @@ def _run(folder: Path, names: Sequence[str], options: CameraOptions, top: int, l
         return STARVED
     endless = limit is None and (options.loop or any(source.live and source.total is None for source in live.sources))
     return 0 if guard.signal is None or endless else 128 + guard.signal
+
+
+def _idle(names: Sequence[str], options: CameraOptions) -> list[str]:
+    """A sentence for each option that does nothing for any of the sources."""
+    from vitedge.runtime.camera import is_live
+
+    cameras = [name for name in names if is_live(name)]
+    said = {
+        "--loop": options.loop and len(cameras) == len(names),
+        "--realtime": options.realtime and len(cameras) == len(names),
+        "--size": options.size is not None and not cameras,
+        "--pixel-format": options.pixel_format is not None and not any(name != "synthetic" for name in cameras),
+        "--transport udp": options.transport == "udp" and not any(name.lower().startswith("rtsp") for name in names),
+    }
+    return [f"{option} does nothing for a source like this" for option, idle in said.items() if idle]
 
 
 class Outputs:
