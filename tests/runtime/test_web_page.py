@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import re
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.engines import ROOT, Made, start_python
 from tests.runtime.web import answer, ask, card_of, frame_of, port_of, publishing
 from vitedge.runtime.web import WebView
 from vitedge.specs import Prediction, Timing
@@ -30,6 +32,7 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 )  # fmt: skip
 TOKEN = "a-token"
+VITEDGE = "from vitedge.cli import main; main()"
 PICTURE = """
 const canvas = document.querySelectorAll(".picture")[arguments[0]];
 const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
@@ -335,3 +338,50 @@ def test_a_page_costs_the_device_nothing_while_it_is_hidden(live: tuple[Browser,
     browser.wait(lambda: b"vitedge_viewers 0" in ask(view, "/metrics").body)
     browser.run(HIDE, False)
     browser.changes(browser.picture)
+
+
+@pytest.fixture
+def running(made: Made) -> Iterator[str]:
+    """The address of `vitedge run --web`: the ViT-S on the video where `make demo` has made both, else what the tests have."""
+    built, bikes = sorted((ROOT / "engines/focus-vits14").glob("int8-*/manifest.json")), ROOT / "examples/focus/.cache/bikes.mp4"
+    sources = (
+        (built[-1].parent, "--source", bikes)
+        if built and bikes.exists()
+        else (made.engines["openvino", "int8"], "--source", "synthetic")
+    )
+    process = start_python(VITEDGE, "run", *sources, "--realtime", "--loop", "--web", 0, "--json")
+    assert process.stdout is not None and process.stderr is not None
+    drain = threading.Thread(target=process.stdout.read)
+    drain.start()
+    said = process.stderr.readline()
+    while not said.startswith("web: "):
+        assert said, "it ended before there was a page"
+        said = process.stderr.readline()
+    yield said.removeprefix("web: ").strip()
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    drain.join()
+    assert process.wait(30) == 0 and "Traceback" not in rest, rest
+
+
+def test_a_run_is_watched_from_the_first_to_the_last(browser: Browser, running: str) -> None:
+    browser.errors()
+    browser.open(running)
+    browser.wait(lambda: browser.state() == "live", 60)
+    for look in (browser.picture, lambda: browser.text(".fps b"), lambda: browser.text(".total b"), lambda: browser.run(INK, 0)):
+        browser.changes(look)
+    browser.press(".pause")
+    browser.wait(lambda: browser.state() == "paused")
+    time.sleep(0.3)
+    before = browser.picture()
+    time.sleep(1.0)
+    assert browser.picture() == before
+    browser.press(".pause")
+    browser.changes(browser.picture)
+    shutil.rmtree(browser.downloads, ignore_errors=True)
+    browser.press(".snapshot")
+    browser.wait(lambda: list(browser.downloads.glob("*.jpg")))
+    with Image.open(next(browser.downloads.glob("*.jpg"))) as image:
+        assert image.format == "JPEG" and image.width >= 640
+    assert browser.errors() == []
+    browser.driver.get("about:blank")
