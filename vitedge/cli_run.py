@@ -224,9 +224,9 @@ class Outputs:
 
     def __init__(self, live: Stream, screen: Screen, page: WebView | None, wanted: Wanted) -> None:
         from vitedge.runtime.mqtt import MqttTopic
-        from vitedge.runtime.outputs import Recordings, ResultCommand
+        from vitedge.runtime.outputs import Recordings, ResultCommand, record
 
-        self._live, self._screen, self._page = live, screen, page
+        self._live, self._screen, self._page, self._record = live, screen, page, record
         self._saved: Recordings | None = None
         self._readers: dict[str, Reader] = {}
         self.recorded: list[Path] = []
@@ -243,11 +243,10 @@ class Outputs:
 
     def give(self, frame: Frame, prediction: Prediction) -> None:
         """Give one answer to all of them."""
-        from vitedge.runtime.outputs import record
-
         number = self._live.number(frame)
         counts, latency_ms = self._live.counts(number), self._screen.count(number, frame, prediction)
-        line = json.dumps(record(frame, prediction, counts, latency_ms)) if self._readers or self._screen.json_lines else ""
+        wanted = self._readers or self._screen.json_lines
+        line = json.dumps(self._record(frame, prediction, counts, latency_ms)) if wanted else ""
         self._screen.show(frame, prediction, line)
         for reader in self._readers.values():
             reader.send(line)
