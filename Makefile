@@ -20,7 +20,7 @@ help:
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[compile,cpu,camera,live,mqtt,hf,rtx,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[compile,cpu,camera,live,mqtt,hf,rtx,report,data,ray,dev]'
 	touch $@
 
 demo: .venv/ready

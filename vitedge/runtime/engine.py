@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from vitedge.backends import Session, load_backend
 from vitedge.backends.build import plan_sha256, read_manifest
 from vitedge.errors import EngineError, VitEdgeError
-from vitedge.specs import Manifest, PixelFormat
-from vitedge.workspace import find_engines
+from vitedge.specs import Manifest, ModelCard, PixelFormat
+from vitedge.workspace import find_engines, short_path
 
 
 def open_engine(path: str | Path, streams: int | None = None) -> Engine:
@@ -89,6 +89,16 @@ class Engine:
         self.streams, self.max_batch = session.streams, manifest.target.batch[2]
         self._session: Session | None = session
         self._turn = threading.RLock()  # a call holds it around its run
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model is and how it is fed."""
+        return self.manifest.card
+
+    @property
+    def name(self) -> str:
+        """Its directory, as short as it can be said."""
+        return short_path(self.path)
 
     @property
     def input(self) -> NDArray[Any]:

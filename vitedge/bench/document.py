@@ -1,0 +1,250 @@
+"""What a benchmark found, as data: what `bench` and `tune` write, and what report, gate and frontier read.
+
+    Document  <->  JSON
+
+Knows how nothing was measured. Times are in milliseconds, a batch where nothing else is said; accuracies in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vitedge.errors import VitEdgeError
+from vitedge.specs import BenchRow, from_dict, to_dict
+from vitedge.workspace import read_json, write_json
+
+SCHEMA = 1  # of the JSON form; a change that an older reader would misread raises it
+CENTILES = 101  # 0 to 100
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Where a figure lies with 95 % confidence."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One candidate at one batch size, number of threads and number of streams.
+
+    threads: of the processor, None for all. streams: calls under way at a time, each of a thread of its own.
+    rounds_ms: the median of each round, in order: entry i of every candidate was measured within the same seconds.
+    centiles_ms: of all calls, 0 to 100. jitter_ms: how much a call differs from the one before it, on average.
+    disturbed: rounds of which other processes had a share, all the same. p50: of the median. speedup: how many times as fast as
+    the reference, round by round, at the same batch; None of the reference itself. bound_ms: see roofline.py.
+    end_to_end_ms: from a decoded picture to its answer, of a batch of one. power_w: while it runs. energy_mj: an image, of
+    what the machine can read (see energy.py).
+    """
+
+    batch: int
+    threads: int | None
+    streams: int
+    calls: int
+    rounds_ms: tuple[float, ...]
+    disturbed: int
+    centiles_ms: tuple[float, ...]
+    jitter_ms: float
+    p50: Interval
+    images_per_s: float
+    speedup: float | None = None
+    speedup_interval: Interval | None = None
+    bound_ms: float | None = None
+    end_to_end_ms: float | None = None
+    power_w: float | None = None
+    energy_mj: float | None = None
+
+    @property
+    def p50_ms(self) -> float:
+        """Half of the calls took no longer."""
+        return self.centiles_ms[50]
+
+    @property
+    def p90_ms(self) -> float:
+        """Nine calls in ten took no longer."""
+        return self.centiles_ms[90]
+
+    @property
+    def p99_ms(self) -> float:
+        """All calls but one in a hundred took no longer."""
+        return self.centiles_ms[99]
+
+    @property
+    def max_ms(self) -> float:
+        """No call took longer."""
+        return self.centiles_ms[100]
+
+
+@dataclass(frozen=True, slots=True)
+class Confused:
+    """So many images of class `truth` were answered with class `answer`, another one; both are indices into the labels."""
+
+    truth: int
+    answer: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """An image on which a candidate and the reference are far apart.
+
+    truth, reference, answer: labels, "" where there is none. distance: 1 minus the probability that the candidate gives the
+    reference's answer; of a model without classes, the noise in its output as a part of the signal. picture: a JPEG, base64.
+    """
+
+    image: str
+    truth: str
+    reference: str
+    answer: str
+    distance: float
+    picture: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a candidate answered. None = cannot be known from these images, this task or this output shape.
+
+    images: answered. labelled: of these, with a known class; top1 and top5 are of those. drop: points of top-1 lost against
+    the reference, image by image; where there are no labels, of agreement. agreement: images with the reference's top-1.
+    sqnr_db: of the output against the reference's. right: a hexadecimal bit for each labelled image in order, 1 where top-1 is.
+    """
+
+    images: int
+    labelled: int = 0
+    top1: float | None = None
+    top1_interval: Interval | None = None
+    top5: float | None = None
+    agreement: float | None = None
+    sqnr_db: float | None = None
+    drop: float | None = None
+    drop_interval: Interval | None = None
+    confusion: tuple[Confused, ...] = ()
+    worst: tuple[Disagreement, ...] = ()
+    right: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    """One layer of an engine: the block and part of the model that it is in, the type that it computes in, its time."""
+
+    name: str
+    block: str
+    part: str
+    precision: str
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One thing that was measured: an engine, an ONNX file on some runtime, a model in torch.
+
+    name: unlike any other of its document. variant: "fp32", "int8", ... runtime: "openvino", "torch.compile", ...
+    image: (height, width) that the model takes. merged: tokens that each block merges (see compiler/merging.py). size_mib: on
+    disk. open_ms: until it could be called; first_ms: that first call; peak_mib: memory that it took, at most. layers: in the
+    order of the flow.
+    failed: why it did not finish, "" where it did.
+    """
+
+    name: str
+    model: str
+    variant: str
+    runtime: str
+    version: str = ""
+    device: str = ""
+    float_type: str = ""
+    image: tuple[int, int] = (0, 0)
+    merged: int = 0
+    size_mib: float = 0.0
+    open_ms: float = 0.0
+    first_ms: float = 0.0
+    peak_mib: float | None = None
+    judged: Judged | None = None
+    timings: tuple[Timed, ...] = ()
+    sustained_per_s: float | None = None
+    layers: tuple[LayerTime, ...] = ()
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """All that one run found.
+
+    environment: see environment.py. dataset: what the images are called, and how many. images_key: changes with the images.
+    labels: of the model. reference: the name of the candidate that the others are compared with.
+    """
+
+    environment: dict[str, str]
+    candidates: tuple[Candidate, ...]
+    reference: str
+    dataset: str = ""
+    images_key: str = ""
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def finished(self) -> tuple[Candidate, ...]:
+        """The candidates that did not fail, the reference first if it is among them."""
+        whole = [candidate for candidate in self.candidates if not candidate.failed]
+        return tuple(sorted(whole, key=lambda candidate: candidate.name != self.reference))
+
+    def candidate(self, name: str) -> Candidate:
+        """The candidate called `name`."""
+        return next(candidate for candidate in self.candidates if candidate.name == name)
+
+
+def rows_of(document: Document) -> list[BenchRow]:
+    """Every timing of every candidate that finished as a line of a table, batch by batch."""
+    timings = [(timed, candidate) for candidate in document.finished for timed in candidate.timings]
+    return [_row(candidate, timed) for timed, candidate in sorted(timings, key=lambda entry: entry[0].batch)]
+
+
+def save_document(document: Document, path: Path) -> None:
+    """Write a document as JSON."""
+    write_json(path, to_dict(document))
+
+
+def load_document(path: Path) -> Document:
+    """Read a document back; what is none, or is of a newer vitedge, is a VitEdgeError that says so."""
+    content = read_json(path)
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if not isinstance(schema, int) or "candidates" not in content:
+        raise VitEdgeError(
+            f"{path} is not a benchmark of vitedge", hint="vitedge bench ENGINE... --images DIR --json FILE makes one"
+        )
+    if schema > SCHEMA:
+        raise VitEdgeError(
+            f"{path} has schema {schema}, and this vitedge reads schemas up to {SCHEMA}", hint="pip install -U vitedge"
+        )
+    return from_dict(Document, content)
+
+
+def of_batch(candidates: Sequence[Candidate], batch: int) -> list[Candidate]:
+    """The candidates that were timed at `batch`, with those timings alone."""
+    found = [replace(one, timings=tuple(timed for timed in one.timings if timed.batch == batch)) for one in candidates]
+    return [one for one in found if one.timings]
+
+
+def _row(candidate: Candidate, timed: Timed) -> BenchRow:
+    judged = candidate.judged or Judged(0)
+    return BenchRow(
+        model=candidate.model,
+        variant=candidate.variant,
+        backend=candidate.runtime,
+        batch=timed.batch,
+        p50_ms=timed.p50_ms,
+        p90_ms=timed.p90_ms,
+        p99_ms=timed.p99_ms,
+        images_per_s=timed.images_per_s,
+        size_mib=candidate.size_mib,
+        images=judged.images,
+        top1=judged.top1,
+        top5=judged.top5,
+        agreement=judged.agreement,
+        sqnr_db=judged.sqnr_db,
+        bound_ms=timed.bound_ms,
+        sustained_per_s=candidate.sustained_per_s,
+    )
