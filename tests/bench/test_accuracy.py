@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitedge.bench import latency
-from vitedge.bench.accuracy import Accuracy, bench_rows, judge, match_labels
+from vitedge.bench.accuracy import bench_rows, judge
+from vitedge.bench.document import Judged
+from vitedge.bench.labels import match_labels
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.images import decode, list_images
 from vitedge.preprocess import input_dtype, input_shape
@@ -26,7 +28,7 @@ class Linear:
     """The interface of an Engine around one matrix, float64[input, classes]; pixels are taken as 0..1."""
 
     def __init__(self, weights: NDArray[np.float64], card: ModelCard, max_batch: int = 4, name: str = "fp32") -> None:
-        self.path = Path(name)
+        self.path, self.name, self.card = Path(name), name, card
         self.manifest = Manifest(card, name, None, Target(), "fp32", "", "", "numpy", np.__version__, "cpu", "")
         self.max_batch = max_batch
         self.size_mib = weights.nbytes / 2**20
@@ -221,7 +223,7 @@ def test_labels_that_do_not_match_leave_the_agreement(tmp_path: Path) -> None:
         save(tmp_path / "val" / f"{index}.png", np.full((SIDE, SIDE, 3), 80 * index, np.uint8))
     notes: list[str] = []
     first, second = judge([Linear(weights(), card()), Linear(weights(), card())], list_images(tmp_path), notes=notes)
-    assert first == Accuracy(3)
+    assert (first.images, first.labelled, first.top1, first.right) == (3, 0, None, "")
     assert (second.top1, second.agreement) == (None, 100)
     assert len(notes) == 1  # one model, two engines
     assert "'val'" in notes[0]
@@ -241,7 +243,7 @@ def test_images_without_folders_have_no_label_and_need_no_note(tmp_path: Path) -
     save(tmp_path / "a.png", np.zeros((SIDE, SIDE, 3), np.uint8))
     notes: list[str] = []
     (result,) = judge([Linear(weights(), card())], list_images(tmp_path), notes=notes)
-    assert result == Accuracy(1)
+    assert result == Judged(1)
     assert not notes
 
 
