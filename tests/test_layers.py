@@ -24,7 +24,7 @@ LAYERS = (
     ("backends",),
     ("preprocess", "images", "workspace"),
     ("resample_cpu > resample_kernels",),
-    ("pixels", "resampling"),
+    ("pixels", "resampling", "exact"),
     ("specs > errors",),
 )
 LINE = {name: row for row, layer in enumerate(LAYERS) for entry in layer for name in entry.split(" > ")}
@@ -38,6 +38,7 @@ THIRD_PARTY = {
         "compiler",
         "runtime",
         "doctor",
+        "exact",
         "images",
         "pixels",
         "preprocess",
