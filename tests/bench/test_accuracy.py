@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitedge.bench import accuracy, latency
-from vitedge.bench.accuracy import Case, Part, bench_rows, judge, judge_parts
+from vitedge.bench import accuracy
+from vitedge.bench.accuracy import Case, Part, judge, judge_parts
 from vitedge.bench.document import Judged
 from vitedge.bench.labels import match_labels
 from vitedge.bench.proportions import difference, proportion
@@ -372,52 +371,3 @@ def test_one_image_is_enough(tmp_path: Path) -> None:
     first, second = judge([Linear(weights(), card()), Linear(weights(2), card())], list_images(tmp_path))
     assert first.images == second.images == 1
     assert second.drop_interval is not None and second.drop_interval.high > second.drop_interval.low
-
-
-def test_bench_rows_join_accuracy_and_latency(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "TURN_S", 0.0)
-    engines = [Linear(weights(), card()), Linear(weights(2), card(), name="int8")]
-    stages: list[tuple[str, float]] = []
-    rows = bench_rows(engines, list_images(folder), (1, 4), 0, progress=lambda *told: stages.append(told))
-
-    assert [(row.variant, row.batch) for row in rows] == [("fp32", 1), ("int8", 1), ("fp32", 4), ("int8", 4)]
-    judged = judge(engines, list_images(folder))
-    for row, engine, one in zip(rows, engines * 2, judged * 2, strict=True):
-        assert (row.model, row.backend, row.images, row.size_mib) == ("tiny", "numpy", 42, engine.size_mib)
-        assert (row.top1, row.top5, row.agreement) == (one.top1, one.top5, one.agreement)
-        assert row.sqnr_db == one.sqnr_db
-        assert row.p50_ms <= row.p90_ms <= row.p99_ms
-    assert list(dict.fromkeys(stage for stage, _ in stages)) == [
-        "accuracy",
-        "latency, batch 1",
-        "latency, batch 4",
-    ]
-    assert all(0 < part <= 1 for _, part in stages)
-
-
-def test_bench_rows_without_images_measure_latency_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "TURN_S", 0.0)
-    (row,) = bench_rows([Linear(weights(), card())], [], seconds=0)
-    assert (row.images, row.top1, row.agreement, row.sqnr_db) == (0, None, None, None)
-
-
-def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "TURN_S", 0.0)
-    clock = itertools.count()
-    engines = [Linear(weights(), card()), Linear(weights(), card())]
-    for others, seconds, expected in (
-        (lambda: 10.0 * next(clock), 1e-6, ["another process was busy in 20 of 20 turns: the times are rough", "earlier"]),
-        (lambda: 10.0 * next(clock), 0, ["earlier"]),
-        (lambda: 0.0, 1e-6, ["earlier"]),
-    ):
-        monkeypatch.setattr(latency, "_others_s", others)
-        notes = ["earlier"]
-        bench_rows(engines, [], (1, 4), seconds, notes=notes)
-        assert notes == expected
-
-
-def test_bench_rows_refuse_a_batch_before_the_long_work(folder: Path) -> None:
-    engine = Linear(weights(), card())
-    with pytest.raises(VitEdgeError, match="not 32"):
-        bench_rows([engine], list_images(folder), (1, 32))
-    assert not engine.counts

@@ -23,13 +23,11 @@ import numpy as np
 
 from vitedge.bench.document import Disagreement, Judged
 from vitedge.bench.labels import UNKNOWN, known_classes
-from vitedge.bench.latency import Latency, measure, require_batch
-from vitedge.bench.roofline import engine_bound_ms
 from vitedge.bench.tally import Far, Tally
 from vitedge.errors import EngineError, ImageError, VitEdgeError, first_line
 from vitedge.images import ImageFile, decode, decoded, jpeg
 from vitedge.preprocess import write_input
-from vitedge.specs import BenchRow, ModelCard
+from vitedge.specs import ModelCard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from vitedge.runtime.engine import Engine
 
 PART = 256  # files that are judged, and sent to a worker, as one
-ROUGH = 0.1  # of the turns: where others disturbed more, the times deserve a note
 PICTURE_SIDE = 96  # pixels of the longer side of a picture in a report
 PICTURE_BYTES = 3000  # of its JPEG at most; base64 makes 4000 of them
 
@@ -95,41 +92,6 @@ class Part:
 
 
 Spread = Callable[[Case, Sequence[ImageFile]], Iterator[Part]]  # gives the parts of all files, in any order
-
-
-def bench_rows(
-    engines: Sequence[Engine],
-    files: Sequence[ImageFile],
-    batches: Sequence[int] = (1,),
-    seconds: float = 3.0,
-    *,
-    notes: list[str] | None = None,
-    progress: Callable[[str, float], None] | None = None,
-) -> list[BenchRow]:
-    """Judge every engine on `files` (none: latency alone), then time it at each batch size for `seconds` each.
-
-    Gives one row an engine and batch, batch by batch. notes: as in `judge`, and before them whether other processes
-    disturbed the timing; not for 0 seconds, of which nobody expects exact times. progress: called with a stage, such as
-    "accuracy" or "latency, batch 8", and its finished part, 0 to 1. Raises what `judge` and `measure` raise.
-    """
-    for batch in batches:
-        require_batch(engines, batch)
-
-    def told(stage: str, total: int) -> Callable[[float], None]:
-        return lambda done: progress(stage, done / total) if progress else None
-
-    # Accuracy first, so that the buffers hold real images when they are timed.
-    accuracies = [Judged(0)] * len(engines)
-    if files:
-        accuracies = judge(engines, files, notes=notes, progress=told("accuracy", len(files)))
-    rows, latencies = [], list[Latency]()
-    for batch in batches:
-        measured = measure(engines, batch, seconds=seconds, progress=told(f"latency, batch {batch}", 1))
-        rows += [_row(*result) for result in zip(engines, measured, accuracies, strict=True)]
-        latencies += measured
-    if notes is not None and seconds > 0:
-        notes[:0] = _disturbances(latencies)  # ahead of skipped files, of which there may be many
-    return rows
 
 
 def judge(
@@ -346,29 +308,3 @@ class Recording:
     def rewind(self) -> None:
         """Begin again with the first answer."""
         self._position = 0
-
-
-def _disturbances(latencies: Sequence[Latency]) -> list[str]:
-    disturbed, turns = sum(latency.disturbed for latency in latencies), sum(latency.turns for latency in latencies)
-    busy = f"another process was busy in {disturbed} of {turns} turns: the times are rough"
-    return [busy] if disturbed > ROUGH * turns else []
-
-
-def _row(engine: Engine, latency: Latency, accuracy: Judged) -> BenchRow:
-    return BenchRow(
-        model=engine.manifest.card.name,
-        variant=engine.manifest.variant,
-        backend=engine.manifest.backend,
-        batch=latency.batch,
-        p50_ms=latency.p50_ms,
-        p90_ms=latency.p90_ms,
-        p99_ms=latency.p99_ms,
-        images_per_s=latency.images_per_s,
-        size_mib=engine.size_mib,
-        images=accuracy.images,
-        top1=accuracy.top1,
-        top5=accuracy.top5,
-        agreement=accuracy.agreement,
-        sqnr_db=accuracy.sqnr_db,
-        bound_ms=engine_bound_ms(engine.manifest, latency.batch),
-    )
