@@ -68,12 +68,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The candidate to ship, as it was timed, of the document that has it, and why."""
+    """The candidate to ship, as it was timed, of the document that has it, why, and the limits that it was chosen by."""
 
     candidate: Candidate
     timed: Timed
     why: str
     document: Document
+    budget_ms: float | None = None
+    max_drop: float | None = None
 
 
 def locate(documents: Sequence[Document], batch: int | None = None) -> list[Point]:
@@ -109,7 +111,8 @@ def choose(
     if not fitting:
         raise _none_fits(points, within, budget_ms, max_drop)
     best = _fastest(fitting) if budget_ms is None else _most_accurate(fitting)
-    return Choice(best.candidate, best.timed, _why(best, documents, budget_ms, max_drop, points), best.document)
+    why = _why(best, documents, budget_ms, max_drop, points)
+    return Choice(best.candidate, best.timed, why, best.document, budget_ms, max_drop)
 
 
 def measure_of(documents: Sequence[Document]) -> Measure:
@@ -223,14 +226,24 @@ def _speedup(point: Point) -> Interval | None:
 
 
 def _surely_righter(a: Point, b: Point) -> bool:
-    """Whether `a` is more accurate, image by image where it is known which ones are right (McNemar's test), else by interval."""
+    """Whether `a` is more accurate: image by image where both say which ones are right (McNemar's test), else by intervals."""
     ours, theirs = (point.candidate.judged.right if point.candidate.judged else "" for point in (a, b))
     same = a.document.images_key == b.document.images_key and len(ours) == len(theirs)
     if a.measure == "top1" and ours and same:
         only_a, only_b = (int(x, 16) & ~int(y, 16) for x, y in ((ours, theirs), (theirs, ours)))
         won, lost = only_a.bit_count(), only_b.bit_count()
         return won - lost - 1 > Z * math.sqrt(won + lost)
+    lost_a, lost_b = _lost_interval(a), _lost_interval(b)
+    if a.document is b.document and lost_a and lost_b:
+        return lost_a.high < lost_b.low
     return a.spread.low > b.spread.high
+
+
+def _lost_interval(point: Point) -> Interval | None:
+    """The points lost against the reference, paired by image, if the accuracy is of that kind."""
+    if point.measure in ("sqnr_db", "none") or point.candidate.judged is None:
+        return None
+    return Interval(0.0, 0.0) if point.is_reference else point.candidate.judged.drop_interval
 
 
 def _wilson(percent: float, images: int) -> Interval:
