@@ -18,6 +18,9 @@ Preparation = Annotated[Path | None, typer.Option("--preprocess", help="TOML: si
 Images = Annotated[
     Path, typer.Option(help="Folder of real images, searched at any depth; sub-folders are labels.", show_default=False)
 ]
+Labels = Annotated[
+    Path | None, typer.Option(help="Labels in place of the folders' names: a CSV or JSON table, or a column of parquet files.")
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")]
 
 

@@ -82,6 +82,13 @@ class Contender:
         return self.facts.name
 
     @property
+    def ready_made(self) -> Origin:
+        """Where another process finds it, as it was built for this run, if it was."""
+        if self.folder is None or self.manifest is None:
+            return self.origin
+        return replace(self.origin, given=str(self.folder), runtime=self.manifest.backend)
+
+    @property
     def input(self) -> NDArray[Any]:
         """[max_batch, ...], int8 patches or uint8 pixels, to write rows into. To be asked for anew after a `write`."""
         return self._opened().input

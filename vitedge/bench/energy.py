@@ -18,9 +18,7 @@ from vitedge.runtime.vitals import SYS, WHOLE, Reading, Vitals
 class Meter:
     """Tells the energy that this machine has used. root: in place of /sys. gpus: whether to ask NVML too."""
 
-    def __init__(
-        self, root: Path = SYS, *, gpus: bool = True, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, root: Path = SYS, *, gpus: bool = True, clock: Callable[[], float] = time.perf_counter) -> None:
         self._vitals, self._clock = Vitals(root, gpus=gpus), clock
         self._last = clock(), self._read()
 
