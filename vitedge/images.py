@@ -8,6 +8,7 @@ is that of the names. Knows nothing of models, sizes or quantization.
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import struct
@@ -38,6 +39,11 @@ class ImageFile:
 
     path: Path
     label: str | None
+
+    @property
+    def name(self) -> str:
+        """The file's name, below its label."""
+        return f"{self.label}/{self.path.name}" if self.label else self.path.name
 
 
 def list_images(folder: Path) -> list[ImageFile]:
@@ -90,33 +96,43 @@ def stream(files: Sequence[ImageFile], skipped: list[str]) -> Iterator[tuple[Ima
     would keep the picture it was raised over alive. A VitEdgeError, at the end, if no file could be decoded.
     """
     usable = 0
-    remaining = iter(files)
-    ahead: deque[tuple[ImageFile, Future[NDArray[np.uint8]]]] = deque()
-    with ThreadPoolExecutor(min(LOOK_AHEAD, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
-        while True:
-            for file in itertools.islice(remaining, LOOK_AHEAD - len(ahead)):
-                ahead.append((file, pool.submit(decode, file.path)))
-            if not ahead:
-                break
-            file, decoding = ahead.popleft()
-            try:
-                image = decoding.result()
-            except ImageError as error:
-                skipped.append(str(error))
-                continue
-            usable += 1
-            yield file, image
+    for file, image in decoded(files):
+        if isinstance(image, ImageError):
+            skipped.append(str(image))
+            continue
+        usable += 1
+        yield file, image
     if not usable:
         reason = f"; the first: {skipped[-len(files)]}" if files else ""
         raise VitEdgeError(f"none of {len(files)} images could be decoded{reason}")
 
 
-def decode(path: Path) -> NDArray[np.uint8]:
+def decoded(files: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, NDArray[np.uint8] | ImageError]]:
+    """Each file with its image or the reason why there is none, in order; at most LOOK_AHEAD images are decoded in advance."""
+    remaining = iter(files)
+    ahead: deque[tuple[ImageFile, Future[NDArray[np.uint8]]]] = deque()
+    with ThreadPoolExecutor(min(LOOK_AHEAD, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
+        while True:
+            for file in itertools.islice(remaining, LOOK_AHEAD - len(ahead)):
+                ahead.append((file, pool.submit(decode, file)))
+            if not ahead:
+                return
+            file, decoding = ahead.popleft()
+            try:
+                image = decoding.result()
+            except ImageError as error:
+                yield file, ImageError(str(error), hint=error.hint)  # without the traceback, which holds the picture
+            else:
+                yield file, image
+
+
+def decode(file: ImageFile | Path) -> NDArray[np.uint8]:
     """The image in a file as uint8[H, W, 3] RGB, upright as its EXIF orientation says; read-only.
 
     Grey of 16 bits is scaled to 8, grey of floats is taken as 0..1, of an animation the first picture. An ImageError
     names the file and the reason: missing, truncated, no image, of a mode without RGB, or more pixels than Pillow allows.
     """
+    path = file.path if isinstance(file, ImageFile) else file
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.format != "TIFF":  # which turns itself while it loads; Pillow 10.0 would then turn it twice
@@ -129,6 +145,18 @@ def decode(path: Path) -> NDArray[np.uint8]:
         raise ImageError(f"cannot decode {path}: {error.strerror or error}") from error
     except PILLOW_ERRORS as error:
         raise ImageError(f"cannot decode {path}: {str(error) or type(error).__name__}") from error
+
+
+def jpeg(image: NDArray[np.uint8], side: int, most: int) -> bytes:
+    """uint8[H, W, 3] as a small JPEG: at most `side` pixels on its longer side, and `most` bytes if any quality allows that."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side))
+    for quality in (85, 70, 50, 30, 10):
+        content = io.BytesIO()
+        picture.save(content, "JPEG", quality=quality, optimize=True)
+        if content.tell() <= most:
+            break
+    return content.getvalue()
 
 
 def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:

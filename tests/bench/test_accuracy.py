@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitedge.bench import latency
-from vitedge.bench.accuracy import Accuracy, bench_rows, judge, match_labels
+from vitedge.bench.accuracy import judge
+from vitedge.bench.document import Judged
+from vitedge.bench.labels import match_labels
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.images import decode, list_images
 from vitedge.preprocess import input_dtype, input_shape
@@ -26,7 +26,7 @@ class Linear:
     """The interface of an Engine around one matrix, float64[input, classes]; pixels are taken as 0..1."""
 
     def __init__(self, weights: NDArray[np.float64], card: ModelCard, max_batch: int = 4, name: str = "fp32") -> None:
-        self.path = Path(name)
+        self.path, self.name, self.card = Path(name), name, card
         self.manifest = Manifest(card, name, None, Target(), "fp32", "", "", "numpy", np.__version__, "cpu", "")
         self.max_batch = max_batch
         self.size_mib = weights.nbytes / 2**20
@@ -221,7 +221,7 @@ def test_labels_that_do_not_match_leave_the_agreement(tmp_path: Path) -> None:
         save(tmp_path / "val" / f"{index}.png", np.full((SIDE, SIDE, 3), 80 * index, np.uint8))
     notes: list[str] = []
     first, second = judge([Linear(weights(), card()), Linear(weights(), card())], list_images(tmp_path), notes=notes)
-    assert first == Accuracy(3)
+    assert (first.images, first.labelled, first.top1, first.right) == (3, 0, None, "")
     assert (second.top1, second.agreement) == (None, 100)
     assert len(notes) == 1  # one model, two engines
     assert "'val'" in notes[0]
@@ -241,54 +241,5 @@ def test_images_without_folders_have_no_label_and_need_no_note(tmp_path: Path) -
     save(tmp_path / "a.png", np.zeros((SIDE, SIDE, 3), np.uint8))
     notes: list[str] = []
     (result,) = judge([Linear(weights(), card())], list_images(tmp_path), notes=notes)
-    assert result == Accuracy(1)
+    assert result == Judged(1)
     assert not notes
-
-
-def test_bench_rows_join_accuracy_and_latency(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "TURN_S", 0.0)
-    engines = [Linear(weights(), card()), Linear(weights(2), card(), name="int8")]
-    stages: list[tuple[str, float]] = []
-    rows = bench_rows(engines, list_images(folder), (1, 4), 0, progress=lambda *told: stages.append(told))
-
-    assert [(row.variant, row.batch) for row in rows] == [("fp32", 1), ("int8", 1), ("fp32", 4), ("int8", 4)]
-    judged = judge(engines, list_images(folder))
-    for row, engine, accuracy in zip(rows, engines * 2, judged * 2, strict=True):
-        assert (row.model, row.backend, row.images, row.size_mib) == ("tiny", "numpy", 42, engine.size_mib)
-        assert (row.top1, row.top5, row.agreement) == (accuracy.top1, accuracy.top5, accuracy.agreement)
-        assert row.sqnr_db == accuracy.sqnr_db
-        assert row.p50_ms <= row.p90_ms <= row.p99_ms
-    assert list(dict.fromkeys(stage for stage, _ in stages)) == [
-        "accuracy",
-        "latency, batch 1",
-        "latency, batch 4",
-    ]
-    assert all(0 < part <= 1 for _, part in stages)
-
-
-def test_bench_rows_without_images_measure_latency_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "TURN_S", 0.0)
-    (row,) = bench_rows([Linear(weights(), card())], [], seconds=0)
-    assert (row.images, row.top1, row.agreement, row.sqnr_db) == (0, None, None, None)
-
-
-def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "TURN_S", 0.0)
-    clock = itertools.count()
-    engines = [Linear(weights(), card()), Linear(weights(), card())]
-    for others, seconds, expected in (
-        (lambda: 10.0 * next(clock), 1e-6, ["another process was busy in 20 of 20 turns: the times are rough", "earlier"]),
-        (lambda: 10.0 * next(clock), 0, ["earlier"]),
-        (lambda: 0.0, 1e-6, ["earlier"]),
-    ):
-        monkeypatch.setattr(latency, "_others_s", others)
-        notes = ["earlier"]
-        bench_rows(engines, [], (1, 4), seconds, notes=notes)
-        assert notes == expected
-
-
-def test_bench_rows_refuse_a_batch_before_the_long_work(folder: Path) -> None:
-    engine = Linear(weights(), card())
-    with pytest.raises(VitEdgeError, match="not 32"):
-        bench_rows([engine], list_images(folder), (1, 32))
-    assert not engine.counts

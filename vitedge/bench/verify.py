@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.bench.accuracy import sqnr_db
 from vitedge.bench.sides import Run, Side, one_sentence
+from vitedge.bench.tally import sqnr_db
 from vitedge.errors import ModelError, VitEdgeError
 from vitedge.images import ImageFile, stream
 from vitedge.preprocess import input_dtype, input_shape, write_input
