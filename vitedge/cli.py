@@ -532,7 +532,7 @@ def _print_next(bundle: Path) -> None:
 
 def _print_verification(found: Verification, notes: Sequence[str], json_file: Path | None, most: int = 20) -> None:
     from vitedge.bench.environment import environment
-    from vitedge.bench.report import end_to_end, layer_table
+    from vitedge.bench.losses import end_to_end, layer_table
 
     if found.layers:
         out.print(layer_table(found.layers, most))

@@ -33,7 +33,7 @@ from vitedge.backends.build import (
 from vitedge.bench.contenders import MAX_BATCH, Contender, open_contenders
 from vitedge.bench.costs import Analysis
 from vitedge.bench.document import Document, rows_of
-from vitedge.bench.report import write_report
+from vitedge.bench.report import write_outputs
 from vitedge.bench.run import Plan, benchmark
 from vitedge.bench.throughput import measure_throughput
 from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
@@ -163,7 +163,7 @@ def make(job: Job, watcher: Watcher) -> Result:
         notes.append("accuracy was measured on the calibration images, which flatters it: give others with --judge")
     document = dataclasses.replace(document, notes=tuple(dict.fromkeys([*notes, *document.notes])))  # steps read the same images
     report, rows = model.parent / "report.html", rows_of(document)
-    write_report(report, rows, {**document.environment, "images": f"{dataset}, {rows[0].images} images"})
+    write_outputs([document], report=report)
     return Result(tuple(folders), tuple(rows), report, document.notes, document=document)
 
 
