@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_PARTS = 6  # before zeros are squeezed out; numbers of one tensor need two or three
+MOST_PARTS = 5  # before they are squeezed; the numbers of one tensor need two or three
 
 
 class ExactSum:
@@ -59,7 +59,12 @@ def _two_sum(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[NDArray[np
 
 
 def _squeezed(parts: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
-    """The same parts in fewer arrays: entry by entry, the zeros go to the front, and arrays of zeros alone away."""
-    stacked = np.stack(parts)
-    order = np.argsort(stacked != 0, axis=0, kind="stable")
+    """The same sum in as few arrays as it takes: from the top down, each entry takes in what it can (Shewchuk's COMPRESS)."""
+    rest, full = parts[-1], []
+    for part in reversed(parts[:-1]):
+        total, lost = _two_sum(rest, part)
+        full.append(np.where(lost != 0, total, 0))
+        rest = np.where(lost != 0, lost, total)
+    stacked = np.stack([rest, *reversed(full)])
+    order = np.argsort(stacked != 0, axis=0, kind="stable")  # zeros to the front
     return [part for part in np.take_along_axis(stacked, order, axis=0) if part.any()]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +13,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitedge.bench.accuracy import judge
+from vitedge.bench import accuracy
+from vitedge.bench.accuracy import Case, Part, judge, judge_parts
 from vitedge.bench.document import Judged
 from vitedge.bench.labels import match_labels
+from vitedge.bench.proportions import difference, proportion
+from vitedge.bench.tally import right_bits
 from vitedge.errors import EngineError, VitEdgeError
-from vitedge.images import decode, list_images
+from vitedge.images import ImageFile, decode, list_images
 from vitedge.preprocess import input_dtype, input_shape
 from vitedge.specs import Manifest, ModelCard, Preprocess, Target, Task
 
@@ -93,9 +100,9 @@ def test_the_batch_does_not_change_the_result(folder: Path) -> None:
     files = list_images(folder)
     results = [judge([Linear(weights(), card(), n), Linear(weights(2), card(), n + 3)], files) for n in (1, 4, 5, 64)]
     for result in results[1:]:
-        for accuracy, expected in zip(result, results[0], strict=True):
-            assert (accuracy.top1, accuracy.top5, accuracy.agreement) == (expected.top1, expected.top5, expected.agreement)
-            assert accuracy.sqnr_db == pytest.approx(expected.sqnr_db)
+        for one, expected in zip(result, results[0], strict=True):
+            assert (one.top1, one.top5, one.agreement) == (expected.top1, expected.top5, expected.agreement)
+            assert one.sqnr_db == pytest.approx(expected.sqnr_db)
 
 
 def test_batches_are_as_large_as_all_engines_take(folder: Path) -> None:
@@ -105,8 +112,6 @@ def test_batches_are_as_large_as_all_engines_take(folder: Path) -> None:
 
 
 def test_each_file_is_prepared_once_for_each_input_contract(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitedge.bench import accuracy
-
     prepared: list[int | None] = []
 
     def counted(image: NDArray[np.uint8], card: ModelCard, out: NDArray[np.uint8]) -> None:
@@ -243,3 +248,126 @@ def test_images_without_folders_have_no_label_and_need_no_note(tmp_path: Path) -
     (result,) = judge([Linear(weights(), card())], list_images(tmp_path), notes=notes)
     assert result == Judged(1)
     assert not notes
+
+
+class Failing(Linear):
+    """Raises at its second run."""
+
+    def run(self, count: int) -> NDArray[np.float32]:
+        if self.counts:
+            raise RuntimeError("out of memory\nand much more")
+        return super().run(count)
+
+
+def test_what_is_right_is_paired_image_by_image(folder: Path) -> None:
+    reference, candidate = weights(), weights() + 0.3 * weights(9)
+    files = list_images(folder)
+    truth = np.array([CLASSES.index(file.label or "") for file in files])
+    first, second = judge([Linear(reference, card()), Linear(candidate, card(), name="int8")], files)
+    was, now = (outputs(folder, matrix).argmax(1) == truth for matrix in (reference, candidate))
+    assert (right_bits(first) == was).all() and (right_bits(second) == now).all()
+    assert len(second.right) == 11  # digits for 42 images
+    assert second.drop == pytest.approx(100 * (was.mean() - now.mean()))
+    table = (int(pair.sum()) for pair in (was & now, was & ~now, now & ~was, ~was & ~now))
+    assert second.drop_interval == difference(*table)
+    assert second.top1_interval == proportion(int(now.sum()), 42)
+    assert (first.drop, first.drop_interval) == (None, None)
+
+
+def test_confusion_counts_every_wrong_answer(folder: Path) -> None:
+    files = list_images(folder)
+    (result,) = judge([Linear(weights(), card())], files)
+    answers = outputs(folder, weights()).argmax(1)
+    expected = Counter((CLASSES.index(file.label or ""), int(a)) for file, a in zip(files, answers, strict=True))
+    assert {(one.truth, one.answer): one.images for one in result.confusion} == {
+        k: n for k, n in expected.items() if k[0] != k[1]
+    }
+    assert [one.images for one in result.confusion] == sorted((one.images for one in result.confusion), reverse=True)
+
+
+def test_the_worst_disagreements_are_shown_as_small_pictures(folder: Path) -> None:
+    reference, candidate = weights(), weights() + 0.5 * weights(9)
+    files = list_images(folder)
+    _, result = judge([Linear(reference, card()), Linear(candidate, card(), name="int8")], files)
+    wanted, got = outputs(folder, reference).astype(np.float64), outputs(folder, candidate).astype(np.float64)
+    shares = np.exp(got) / np.exp(got).sum(1, keepdims=True)
+    distances = 1 - shares[np.arange(42), wanted.argmax(1)]
+    differing = [i for i in np.argsort(-distances) if wanted[i].argmax() != got[i].argmax()]
+    assert len(differing) > 12
+    assert [one.image for one in result.worst] == [files[i].name for i in differing[:12]]
+    for one, i in zip(result.worst, differing, strict=False):
+        assert one.distance == pytest.approx(distances[i])
+        assert (one.truth, one.reference, one.answer) == (files[i].label, CLASSES[wanted[i].argmax()], CLASSES[got[i].argmax()])
+        assert len(one.picture) <= 4000
+        assert Image.open(io.BytesIO(base64.b64decode(one.picture))).size == (SIDE, SIDE)
+
+
+def test_without_labels_agreement_is_what_drops(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    for index in range(20):
+        save(tmp_path / f"{index:02}.png", random.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+    _, result = judge([Linear(weights(), card()), Linear(weights() + 0.5 * weights(9), card())], list_images(tmp_path))
+    assert result.agreement is not None and result.drop == pytest.approx(100 - result.agreement)
+    assert result.drop_interval is not None and result.drop_interval.low < result.drop < result.drop_interval.high
+
+
+def test_of_a_model_without_classes_the_noisiest_outputs_are_the_worst(folder: Path) -> None:
+    reference, candidate = weights(), weights() + 0.1 * weights(9)
+    files = list_images(folder)
+    _, result = judge([Linear(m, card(task="embed"), name=str(i)) for i, m in enumerate((reference, candidate))], files)
+    wanted, got = outputs(folder, reference).astype(np.float64), outputs(folder, candidate).astype(np.float64)
+    noise = np.square(wanted - got).sum(1) / np.square(wanted).sum(1)
+    assert [one.image for one in result.worst] == [files[i].name for i in np.argsort(-noise)[:12]]
+    assert (result.worst[0].truth, result.worst[0].answer) == (files[int(noise.argmax())].label, "")
+
+
+def test_a_contender_that_fails_is_left_out_and_the_others_go_on(folder: Path) -> None:
+    files, failed = list_images(folder), dict[str, str]()
+    whole = [Linear(weights(), card()), Linear(weights(2), card(), name="int8")]
+    broken = weights()
+    broken[:, 2] = np.nan
+    contenders = [whole[0], Failing(weights(), card(), name="dies"), whole[1], Linear(broken, card(), name="overflows")]
+    found = judge(contenders, files, failed=failed)
+    assert (found[0], found[2]) == tuple(judge(whole, files))
+    assert found[1] == found[3] == Judged(0)
+    assert failed == {"dies": "out of memory", "overflows": "overflows answers with values that are not finite numbers"}
+
+
+def test_where_the_reference_fails_the_next_one_takes_its_place(folder: Path) -> None:
+    files, failed = list_images(folder), dict[str, str]()
+    rest = [Linear(weights(), card(), name="b"), Linear(weights(2), card(), name="c")]
+    found = judge([Failing(weights(), card(), name="a"), *rest], files, failed=failed)
+    assert found == [Judged(0), *judge(rest, files)]
+    assert failed == {"a": "out of memory"}
+    failed.clear()
+    assert judge([Failing(weights(), card(), name="a")], files, failed=failed) == [Judged(0)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        judge([Failing(weights(), card(), name="a")], files)
+
+
+def test_parts_make_the_same_whole_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "PART", 10)
+    random = np.random.default_rng(3)
+    for index in range(57):
+        save(tmp_path / CLASSES[index % 7] / f"{index:02}.png", random.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+    (tmp_path / CLASSES[3] / "05.jpg").write_bytes(b"broken")
+    contenders = [Linear(weights(), card()), Linear(weights() + 0.3 * weights(9), card(), 7, "int8")]
+    files, notes = list_images(tmp_path), list[str]()
+
+    def shuffled(case: Case, given: Sequence[ImageFile]) -> Iterator[Part]:
+        parts = [part for at in range(0, 58, 20) for part in judge_parts(contenders, case, given[at : at + 20], at)]
+        return iter([parts[i] for i in random.permutation(len(parts))])
+
+    expected = judge(contenders, files, notes=notes)
+    assert len(notes) == 1 and "05.jpg" in notes[0]
+    for _ in range(3):
+        again = list[str]()
+        assert judge(contenders, files, notes=again, spread=shuffled) == expected  # every float to the last bit
+        assert again == notes
+
+
+def test_one_image_is_enough(tmp_path: Path) -> None:
+    save(tmp_path / CLASSES[2] / "only.png", np.full((SIDE, SIDE, 3), 9, np.uint8))
+    first, second = judge([Linear(weights(), card()), Linear(weights(2), card())], list_images(tmp_path))
+    assert first.images == second.images == 1
+    assert second.drop_interval is not None and second.drop_interval.high > second.drop_interval.low

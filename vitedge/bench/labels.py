@@ -8,30 +8,36 @@ Knows nothing of images or engines.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from vitedge.errors import VitEdgeError
+from vitedge.imagenet import WNID, imagenet_names
 from vitedge.images import ImageFile, labels_of
 from vitedge.specs import ModelCard
 
 UNKNOWN = -1  # the class of an image without a usable label
+NAMED_ALIKE = 0.8  # of 1000 labels: then the others are ImageNet's too, under other names
 
 
 def match_labels(folders: Sequence[str], card: ModelCard) -> dict[str, int]:
     """The class index of each folder name that has one.
 
-    A name is a label of the model exactly, or but for case, spaces, hyphens and underscores; where no name is, and all are
+    A name is a label of the model exactly, or but for case, spaces, hyphens and underscores, or one of the names that a label
+    lists between commas; or a wnid of ImageNet, for a model of these classes or of some of them. Where no name is, and all are
     whole numbers, they are class indices. A name that fits two labels is left out. Raises VitEdgeError where none fits.
     """
-    found = {**_matches(folders, card.labels, _loose), **_matches(folders, card.labels, str)}  # an exact name goes first
     count = len(card.labels) or (card.outputs[0].shape[-1] if card.outputs else None)
+    found = _wnids(folders, card.labels, count)
+    for forms in (_synonyms, lambda label: {_loose(label)}, lambda label: {label}):  # what is more exact goes before
+        found |= _matches(folders, card.labels, forms)
     if not found and all(re.fullmatch("[0-9]+", folder) for folder in folders):
         found = {folder: int(folder) for folder in folders if count is None or int(folder) < count}
     if not found:
         indices = f"class index, 0 to {count - 1}" if count else "class index"
         raise VitEdgeError(
-            f"the image folders ({_some(folders)}) match none of the labels of {card.name} ({_some(card.labels)})",
-            hint=f"name the folders like the labels or by {indices}; until then there is no top-1",
+            f"the labels of the images ({_some(folders)}) match none of those of {card.name} ({_some(card.labels)})",
+            hint=f"name the folders like the model's labels or by {indices}, or give --labels; until then there is no top-1",
         )
     return found
 
@@ -52,12 +58,39 @@ def known_classes(card: ModelCard, files: Sequence[ImageFile], problems: list[st
     return found
 
 
-def _matches(folders: Sequence[str], labels: Sequence[str], form: Callable[[str], str]) -> dict[str, int]:
-    """Index of the one label whose `form` is that of the folder, for the folders that have one."""
-    indices: dict[str, list[int]] = {}
+def _matches(folders: Sequence[str], labels: Sequence[str], forms: Callable[[str], set[str]]) -> dict[str, int]:
+    """Index of the one label that has a form in common with the folder, for the folders that have one."""
+    indices = defaultdict[str, set[int]](set)
     for index, label in enumerate(labels):
-        indices.setdefault(form(label), []).append(index)
-    return {folder: at[0] for folder in folders if len(at := indices.get(form(folder), [])) == 1}
+        for form in forms(label):
+            indices[form].add(index)
+    found = {folder: set().union(*(indices.get(form, ()) for form in forms(folder))) for folder in folders}
+    return {folder: at.pop() for folder, at in found.items() if len(at) == 1}
+
+
+def _wnids(folders: Sequence[str], labels: Sequence[str], count: int | None) -> dict[str, int]:
+    """The class index of each folder that is named by a wnid."""
+    wnids = [folder for folder in folders if WNID.fullmatch(folder) and folder in imagenet_names()]
+    if not wnids:
+        return {}
+    names = imagenet_names()
+    if count == len(names) and _is_imagenet(labels):
+        return {wnid: index for index, wnid in enumerate(names) if wnid in wnids}
+    by_name = _matches([", ".join(names[wnid]) for wnid in wnids], labels, _synonyms)
+    return {wnid: by_name[name] for wnid in wnids if (name := ", ".join(names[wnid])) in by_name}
+
+
+def _is_imagenet(labels: Sequence[str]) -> bool:
+    """Whether 1000 labels are the names of ImageNet's classes in order, or no names at all."""
+    if all(re.fullmatch("(label_)?[0-9]+", label, re.IGNORECASE) for label in labels):
+        return True
+    pairs = zip(labels, imagenet_names().values(), strict=True)
+    return sum(bool(_synonyms(label) & set(map(_loose, names))) for label, names in pairs) > NAMED_ALIKE * len(labels)
+
+
+def _synonyms(label: str) -> set[str]:
+    """What a label lists between commas, loosely."""
+    return {_loose(name) for name in label.split(",")}
 
 
 def _loose(name: str) -> str:
