@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitedge.options import Checkpoint, Images, Json, Preparation, require_other, some_seconds
-from vitedge.terminal import ENGINE, Terminal, chosen_engine, complete_engine, out, print_notes
+from vitedge.options import Checkpoint, Images, Json, Labels, Preparation, require_other, some_seconds
+from vitedge.terminal import ENGINE, Terminal, chosen_engine, complete_engine, out, print_notes, read_dataset
 from vitedge.workspace import find_graph
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ Contenders = Annotated[
 def bench(
     contenders: Contenders,
     images: Images,
+    labels: Labels = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="A batch size to time; may be repeated. \\[default: 1]")] = None,
     seconds: Annotated[float, typer.Option(help="How long each one is timed at each batch size.", callback=some_seconds)] = 3.0,
     throughput: Annotated[
@@ -43,13 +44,12 @@ def bench(
     from vitedge.bench.document import rows_of
     from vitedge.bench.report import write_report
     from vitedge.bench.run import Plan
-    from vitedge.images import list_images
 
     names = [_chosen(name) for name in contenders]
     require_other(report, json_file, of=[*map(Path, names), images, checkpoint, preprocess])
     plan = Plan(batches=tuple(batch or [1]), seconds=seconds, dataset=images.resolve().name)
     with closing(Terminal()) as terminal:
-        files = list_images(images)
+        files = read_dataset(images, labels)
         document = pipeline.bench_step(names, files, plan, terminal, checkpoint, preprocess, throughput=throughput)
     print_document(document, json_file)
     if report:

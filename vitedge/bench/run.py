@@ -8,7 +8,6 @@ the reference. Knows nothing of backends, terminals or reports.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +24,7 @@ from vitedge.bench.latency import Call, Lane, Latency, measure
 from vitedge.bench.roofline import engine_bound_ms
 from vitedge.bench.statistics import median_interval, speedup
 from vitedge.errors import VitEdgeError, first_line
-from vitedge.images import ImageFile
-from vitedge.workspace import sha256
+from vitedge.images import ImageFile, images_key
 
 ROUGH = 0.1  # of the turns: where others disturbed more, the times deserve a note
 END_TO_END_S = 0.25  # of the time of a batch of one
@@ -134,14 +132,6 @@ def require_batch(contenders: Sequence[Contender], batch: int) -> None:
         if not 1 <= batch <= contender.max_batch:
             hint = "measure a batch within that, or build the engine for a larger one (`batch` of the target)"
             raise VitEdgeError(f"{contender.name} takes 1 to {contender.max_batch} images at once, not {batch}", hint=hint)
-
-
-def images_key(files: Sequence[ImageFile]) -> str:
-    """Changes with the bytes, the order and the labels of the images; "" without any."""
-    state = hashlib.sha256()
-    for file in files:
-        state.update(f"{file.label} {sha256(file.path) if file.path.is_file() else ''}\n".encode())
-    return state.hexdigest()[:16] if files else ""
 
 
 def _go_on(entries: Sequence[_Entry]) -> list[_Entry]:
