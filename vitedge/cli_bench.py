@@ -10,7 +10,7 @@ import typer
 
 from vitedge.errors import VitEdgeError
 from vitedge.options import Checkpoint, Images, Json, Labels, Preparation, require_other, some_seconds
-from vitedge.terminal import ENGINE, Terminal, chosen_engine, complete_engine, out, print_notes
+from vitedge.terminal import ENGINE, Terminal, chosen_engine, complete_engine, out, print_notes, read_dataset
 from vitedge.workspace import find_graph
 
 if TYPE_CHECKING:
@@ -109,9 +109,7 @@ def bench(
     from vitedge.bench.frontier import choose
     from vitedge.bench.report import write_outputs
     from vitedge.bench.run import Plan
-    from vitedge.datasets import list_dataset
 
-    notes: list[str] = []
     gate, first = _gate(baseline, _limit(max_slower), max_drop)
     names = [_chosen(name) for name in (*first, *contenders)]
     inputs = [*map(Path, names), images, labels, checkpoint, preprocess, Path(baseline) if baseline else None]
@@ -126,10 +124,8 @@ def bench(
         dataset=images.resolve().name,
     )
     with closing(Terminal()) as terminal:
-        files = list_dataset(images, labels, notes)
-        document = pipeline.bench_step(
-            names, files, plan, terminal, checkpoint, preprocess, throughput=throughput, notes=notes, gate=gate
-        )
+        files = read_dataset(images, labels)
+        document = pipeline.bench_step(names, files, plan, terminal, checkpoint, preprocess, throughput=throughput, gate=gate)
     limits = budget_ms is not None or (max_drop is not None and gate is None)
     print_document(document, json_file)  # before a choice that may fail
     choice = choose([document], budget_ms=budget_ms, max_drop=None if gate else max_drop) if limits else None

@@ -16,10 +16,19 @@ Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load: .safetensors, or .pth holding a state dict.")]
 Preparation = Annotated[Path | None, typer.Option("--preprocess", help="TOML: size, mean, std, ... in place of the model's own.")]
 Images = Annotated[
-    Path, typer.Option(help="Folder of real images, searched at any depth; sub-folders are labels.", show_default=False)
+    Path,
+    typer.Option(
+        help="Folder of real images, searched at any depth, sub-folders are labels; or tar or parquet files.",
+        show_default=False,
+    ),
 ]
 Labels = Annotated[
-    Path | None, typer.Option(help="Labels in place of the folders' names: a CSV or JSON table, or a column of parquet files.")
+    Path | None,
+    typer.Option(
+        help="Table of labels, CSV or JSON, that goes before the sub-folders; or the column of labels in parquet files. "
+        "\\[default: labels.csv, labels.json, ... in the folder]",
+        show_default=False,
+    ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")]
 

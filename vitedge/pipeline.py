@@ -40,8 +40,9 @@ from vitedge.bench.report import write_outputs
 from vitedge.bench.run import Judge, Plan, benchmark
 from vitedge.bench.throughput import measure_throughput
 from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
+from vitedge.datasets import list_dataset
 from vitedge.errors import AbsentDeviceError, MissingPackageError, VitEdgeError
-from vitedge.images import ImageFile, images_key, list_images, sample, stream
+from vitedge.images import ImageFile, images_key, sample, stream
 from vitedge.pack import ARCHIVE, pack
 from vitedge.specs import FLOAT, TOLERANCE, BenchRow, Recipe, Reduction, ScaleTable, Target, Work, reduction_of, to_dict
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
@@ -97,7 +98,7 @@ class Job:
     images: calibration images. judge: labelled or other images to measure accuracy on; the calibration images if None.
     recipes: one INT8 (or other) engine each, beside the FP32 one. seconds: how long each engine is timed.
     bound: where an INT8 engine misses it, its costliest Linears stay in float; whether it holds at last, `check_bound` says.
-    backend: in place of the target's own.
+    backend: in place of the target's own. labels: a table of the labels of what is judged (see datasets.py).
     """
 
     model: ModelSource
@@ -109,6 +110,7 @@ class Job:
     seconds: float = 3.0
     bound: Bound = dataclasses.field(default_factory=Bound)
     backend: str | None = None
+    labels: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,13 +136,13 @@ def make(job: Job, watcher: Watcher) -> Result:
     if absent and job.bound:
         hint = "set min_sqnr_db in the recipe, which needs no engine; or find out with --target cpu what the bound takes"
         raise VitEdgeError(f"--max-drop and --min-sqnr are held against engines, and {absent}", hint=hint)
-    files = list_images(job.images)
-    judged = list_images(job.judge) if job.judge else files
+    notes: list[str] = []
+    files = list_dataset(job.images, None if job.judge else job.labels, notes)
+    judged = list_dataset(job.judge, job.labels, notes) if job.judge else files
     engines = job.root / "engines"
 
     whole = export_step(job.model.whole, files, engines, watcher)
     model = export_step(job.model, files, engines, watcher) if job.model.reduction else whole
-    notes: list[str] = []
     quantized = [whole, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
     if absent:
         notes.append(f"nothing was measured: {absent}")

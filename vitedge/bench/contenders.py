@@ -278,7 +278,8 @@ def _has_compiler() -> bool:
 
 def _facts(card: ModelCard, variant: str, runtime: str) -> Candidate:
     name = f"{card.name}/{variant}@{runtime}"
-    return Candidate(name=name, model=card.name, variant=variant, runtime=runtime, image=card.preprocess.size)
+    size, merged = card.preprocess.size, max(card.merged, default=0)
+    return Candidate(name=name, model=card.name, variant=variant, runtime=runtime, image=size, merged=merged)
 
 
 def _size_mib(folder: Path, files: Sequence[str]) -> float:
