@@ -11,7 +11,7 @@ terminals or of how anything was measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,12 +105,13 @@ class Gate:
         return any(
             change.is_open(self._max_slower) and self._is_wide(change)
             for name, one in timed.items()
-            if (change := self._slower(name, one))
+            if (change := self._slower(name, one, timed.keys()))
         )
 
     def verdict(self, document: Document) -> Verdict:
         """What of a run is worse than the baseline by more than the limits."""
         worse, notes = list[str](), list[str]()
+        names = {one.name for one in document.finished}
         for candidate in document.candidates:
             old = self._old(candidate.name, document)
             if old is None:
@@ -119,7 +120,7 @@ class Gate:
                 worse.append(f"{candidate.name} failed while {candidate.failed}, which it did not in {self._called}")
                 continue
             for timed in candidate.timings:
-                if change := self._slower(candidate.name, timed):
+                if change := self._slower(candidate.name, timed, names):
                     self._say_time(candidate, timed, change, worse, notes)
             if found := _lost(candidate, old, self._is_paired(document)):
                 self._say_loss(candidate, *found, worse, notes)
@@ -135,13 +136,18 @@ class Gate:
     def _is_paired(self, document: Document) -> bool:
         return self._baseline is None or self._baseline.images_key == document.images_key
 
-    def _slower(self, name: str, timed: Timed) -> Change | None:
-        """How many percent slower than in the baseline, at the same setting; None where there is nothing to compare."""
+    def _slower(self, name: str, timed: Timed, names: Collection[str]) -> Change | None:
+        """How many percent slower than in the baseline, at the same setting; None where there is nothing to compare.
+
+        names: of all that run now. Of the reference nothing is said where others are held against it: its own time is the mood
+        of the machine.
+        """
         if self._baseline is None:
             return _slower_now(timed)
-        old = next((one for one in self._baseline.finished if one.name == name), None)
-        found = next((one for one in old.timings if setting_of(one) == setting_of(timed)), None) if old else None
-        return _slower_since(timed, found) if found else None
+        before = {one.name: one for one in self._baseline.finished}
+        found = [one for one in before[name].timings if setting_of(one) == setting_of(timed)] if name in before else []
+        measure = found and timed.speedup is None and found[0].speedup is None and len(before.keys() & set(names)) > 1
+        return _slower_since(timed, found[0]) if found and not measure else None
 
     def _is_wide(self, change: Change) -> bool:
         """Whether the change is so near the limit because little time was spent on it, and not because it is there."""

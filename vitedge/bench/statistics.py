@@ -26,7 +26,8 @@ DRAWS = 1000
 # well: both are tried, and the wider counts.
 BLOCKS = (10, 5)
 SEED = 0
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's, for so many blocks
+# Student's t of 95 %, for so many blocks.
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26, 11: 2.23, 12: 2.20}
 ANOTHER_RUN = math.sqrt(2)  # two runs differ by this much more than one from the truth
 LEAST = 0.002  # of the figure: what no interval is narrower than, as memory lies elsewhere in each process
 
