@@ -43,9 +43,9 @@ def stream_activations(
 class Probe:
     """A model that is run for the activations of some of its tensors; none: then it is not run at all."""
 
-    def __init__(self, model: ModelProto, tensors: Sequence[str]) -> None:
+    def __init__(self, model: ModelProto, tensors: Sequence[str], threads: int = 0) -> None:
         self._card, self._tensors = model_card(model), list(tensors)
-        self._session = open_session(model, tensors) if tensors else None
+        self._session = open_session(model, tensors, threads=threads) if tensors else None
         self._row = np.empty((1, *input_shape(self._card)), input_dtype(self._card))
 
     def run(self, image: NDArray[np.uint8], file: ImageFile) -> Activations:
@@ -89,14 +89,18 @@ def _sha256(file: ImageFile) -> str:
         return "unreadable"
 
 
-def open_session(model: ModelProto, outputs: Sequence[str], *, optimize: bool = True) -> Any:
-    """An onnxruntime session of that part of `model` which makes the tensors `outputs`, each named once."""
+def open_session(model: ModelProto, outputs: Sequence[str], *, optimize: bool = True, threads: int = 0) -> Any:
+    """An onnxruntime session of that part of `model` which makes the tensors `outputs`, each named once.
+
+    threads: that it computes with, 0 for as many as there are cores; they do not change a bit of what comes out.
+    """
     probe = copy_of(model)
     del probe.graph.output[:]
     probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs)
     prune(probe)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # a Q/DQ rounds where it stands, and weights only once
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
