@@ -23,7 +23,7 @@ from vitedge.bench.document import Judged
 from vitedge.errors import VitEdgeError
 from vitedge.images import ImageFile, sample
 from vitedge.runtime.engine import open_engine
-from vitedge.specs import BenchRow, Recipe, Target
+from vitedge.specs import BenchRow, Recipe, Target, reduction_of
 from vitedge.workspace import content_key, sha256, short_path
 
 if TYPE_CHECKING:
@@ -236,4 +236,5 @@ def calibration_rows(prepared: ModelProto, files: Sequence[ImageFile], recipe: R
 
 def scales_path(model: Path, recipe: Recipe, root: Path) -> Path:
     """Where the workspace keeps the table of scales of a model and a recipe."""
-    return root / "calibration" / "scales" / f"{read_source(model).card.name}.{recipe.name}.json"
+    source = read_source(model)
+    return root / "calibration" / "scales" / f"{source.card.name}.{recipe.name}{reduction_of(source.variant)}.json"

@@ -22,7 +22,7 @@ from rich.table import Table
 import vitedge
 from vitedge import cli_bench, cli_run
 from vitedge.errors import VitEdgeError
-from vitedge.options import Checkpoint, Images, Json, Labels, Model, Preparation, require_other, some_seconds
+from vitedge.options import Checkpoint, Images, Json, Labels, Model, Preparation, Ray, require_other, some_seconds
 from vitedge.specs import MAX_BATCH, to_dict
 from vitedge.terminal import Engine, Terminal, chosen_engine, complete_engine, err, out, print_notes, read_dataset
 from vitedge.workspace import (
@@ -72,6 +72,17 @@ def complete_target(typed: str) -> list[str]:
     return [name for name in known_targets() if name.startswith(typed)]
 
 
+def _counts(given: str) -> int | tuple[int, ...]:
+    """The tokens to merge: a number, or several with commas between them."""
+    try:
+        counts = [int(each) for each in given.split(",")]
+    except ValueError as error:
+        raise VitEdgeError(
+            f"{given!r} is no number of tokens to merge", hint="--merge-tokens 8, or one number a block: 0,0,40,..."
+        ) from error
+    return counts[0] if len(counts) == 1 else tuple(counts)
+
+
 RecipeName = Annotated[
     str,
     typer.Option(help="A recipe: int8, bf16, calibration/recipes/NAME.toml, or a .toml file.", autocompletion=complete_recipe),
@@ -83,6 +94,9 @@ Backend = Annotated[
     str | None, typer.Option(help="A backend in place of the target's own: openvino, onnxruntime, tensorrt, tensorrt-rtx.")
 ]
 Tolerance = Annotated[float, typer.Option(help="How far ONNX may lie from torch, as a part of the output's range.")]
+MergeTokens = Annotated[
+    str, typer.Option(metavar="R", help="Tokens that each block of a plain ViT merges, e.g. 8; or one number a block: 0,0,40,...")
+]
 
 
 @app.command(
@@ -112,6 +126,7 @@ def make(
     ] = None,
     seconds: Annotated[float, typer.Option(help="How long each engine is timed.", callback=some_seconds)] = 3.0,
     tolerance: Tolerance = 1e-4,
+    merge_tokens: MergeTokens = "0",
     json_file: Json = None,
 ) -> None:
     """Do everything: export, calibrate, quantize, build, measure. What is fresh is skipped. For another machine: a bundle."""
@@ -119,7 +134,7 @@ def make(
     from vitedge.bound import Bound, check_bound
 
     require_other(json_file, of=[images, judge, checkpoint, preprocess])
-    source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
+    source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens))
     bound = Bound(max_drop, min_sqnr)
     recipes = tuple(recipe or ["int8"])
     job = pipeline.Job(source, images, find_root(), judge, recipes, target, seconds, bound, backend, labels)
@@ -148,13 +163,14 @@ def export(
     images: Annotated[Path | None, typer.Option(help="Real images to compare ONNX with torch on, besides random ones.")] = None,
     labels: Labels = None,
     tolerance: Tolerance = 1e-4,
+    merge_tokens: MergeTokens = "0",
 ) -> None:
-    """Turn a PyTorch model into ONNX with int8 patches as input, and compare the two."""
+    """Turn a PyTorch model into ONNX with int8 patches as input, and compare the two; then merge tokens, where asked for."""
     from vitedge import pipeline
 
     files = read_dataset(images, labels)
     with contextlib.closing(Terminal()) as terminal:
-        source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
+        source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens))
         path = pipeline.export_step(source, files, find_root() / "engines", terminal)
     out.print(short_path(path), markup=False, soft_wrap=True)
 
@@ -165,10 +181,12 @@ def calibrate(
     images: Images,
     labels: Labels = None,
     recipe: RecipeName = "int8",
+    ray: Ray = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the scales (JSON).")] = None,
 ) -> None:
     """Find the range of every activation on real images, and write it as a table of scales."""
     from vitedge import pipeline
+    from vitedge.cluster import surveying
 
     pipeline.require_compiler()
     from vitedge.compiler import calibrate as compiler
@@ -176,10 +194,13 @@ def calibrate(
     chosen = load_recipe(recipe)
     path = output or find_root() / "calibration" / "scales" / f"{onnx.stem}.{chosen.name}.json"
     require_other(path, of=[onnx, images])
-    with contextlib.closing(Terminal()) as terminal:
+    files = read_dataset(images, labels)
+    with contextlib.ExitStack() as stack:
+        terminal = stack.enter_context(contextlib.closing(Terminal()))
         terminal.begin("calibrate")
+        spread = stack.enter_context(surveying(ray)) if ray else None
         result = compiler.calibrate(
-            onnx, read_dataset(images, labels), chosen, progress=lambda done, total: terminal.progress(done / total)
+            onnx, files, chosen, progress=lambda done, total: terminal.progress(done / total), spread=spread
         )
         compiler.save_table(result.table, path)
         terminal.end("calibrate", f"{len(result.table.amax)} ranges from {result.table.images} images")
@@ -522,7 +543,7 @@ def _print_next(bundle: Path) -> None:
 
 def _print_verification(found: Verification, notes: Sequence[str], json_file: Path | None, most: int = 20) -> None:
     from vitedge.bench.environment import environment
-    from vitedge.bench.report import end_to_end, layer_table
+    from vitedge.bench.losses import end_to_end, layer_table
 
     if found.layers:
         out.print(layer_table(found.layers, most))

@@ -115,6 +115,20 @@ def on_one_core(
         yield found
 
 
+@contextmanager
+def judging(where: str, opener: Opener) -> Iterator[JudgeSpread]:
+    """What `judge` takes to have its parts judged by the workers at `where`, which end with it."""
+    with open_cluster(where) as cluster:
+        yield cluster.judging(opener)
+
+
+@contextmanager
+def surveying(where: str) -> Iterator[SurveySpread]:
+    """What `calibrate` takes to have the images looked at by the workers at `where`, which end with it."""
+    with open_cluster(where) as cluster:
+        yield cluster.surveying()
+
+
 class Cluster:
     """Some workers, which do one job after the other. sent, received: bytes, of the parts and of what was counted of them."""
 
@@ -128,7 +142,7 @@ class Cluster:
     def judging(self, opener: Opener) -> JudgeSpread:
         """What `judge` takes to have the parts judged here.
 
-        opener: opens the contenders in the order that `judge` has them; plain data, such as a partial of a module's function.
+        opener: opens the contenders that `judge` has, and perhaps more; plain data, such as a partial of a module's function.
         """
 
         def spread(case: Case, files: Sequence[ImageFile]) -> Iterator[Part]:
@@ -251,7 +265,8 @@ class _Bench:
 
     def __init__(self, opener: Opener, case: Case) -> None:
         self._case, self._stack = case, ExitStack()
-        self._contenders = self._stack.enter_context(opener())
+        found = {contender.name: contender for contender in self._stack.enter_context(opener())}
+        self._contenders = [found[name] for name in case.names]
 
     def answer(self, first: int, files: Sequence[ImageFile]) -> list[Part]:
         """The Parts of some files."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from vitedge.bench.accuracy import judge
+from vitedge.bench.accuracy import Spread, judge
 from vitedge.bench.contenders import Contender, Setting
 from vitedge.bench.document import Candidate, Document, Judged, Timed
 from vitedge.bench.environment import environment
@@ -96,11 +96,12 @@ def benchmark(
     *,
     notes: list[str],
     progress: Progress = lambda stage, done: None,
+    spread: Spread | None = None,
 ) -> Document:
     """Judge every contender on `files` (none: latency alone), then time it in each setting and batch.
 
     notes: receives sentences on what did not stop it. progress: called with a stage, such as "accuracy" or "latency, batch 8",
-    and its finished part, 0 to 1. A batch that an engine does not take, and failure of all, are VitEdgeErrors.
+    and its finished part, 0 to 1. spread: who judges the images, by default this process. A batch that an engine does not take, and failure of all, are VitEdgeErrors.
     """
     for batch in plan.batches:
         require_batch(contenders, batch)
@@ -110,7 +111,7 @@ def benchmark(
         _open(entry)
     _go_on(entries)
     if files:  # first, so that the buffers hold real images when they are timed
-        _judge(entries, files, notes, lambda done: progress("accuracy", done / len(files)))
+        _judge(entries, files, notes, lambda done: progress("accuracy", done / len(files)), spread)
     _time(entries, plan, files, notes, progress)
     reference = _go_on(entries)[0].contender.name
     if contenders and reference != contenders[0].name:
@@ -152,10 +153,15 @@ def _open(entry: _Entry) -> None:
         entry.open_ms, entry.first_ms = (opened - start) / 1e6, (time.perf_counter_ns() - opened) / 1e6
 
 
-def _judge(entries: Sequence[_Entry], files: Sequence[ImageFile], notes: list[str], progress: Callable[[int], Any]) -> None:
+def _judge(
+    entries: Sequence[_Entry], files: Sequence[ImageFile], notes: list[str], progress: Callable[[int], Any], spread: Spread | None
+) -> None:
     """Judge all that are here; where the reference fails, the next one is it."""
     here, failed = _go_on(entries), dict[str, str]()
-    found = judge([entry.contender for entry in here], files, notes=notes, progress=progress, failed=failed)
+    contenders = [entry.contender for entry in here]
+    if spread:  # to other processes: here, only so many images as fill the buffers
+        judge(contenders, files[: max(contender.max_batch for contender in contenders)], failed={})
+    found = judge(contenders, files, notes=notes, progress=progress, failed=failed, spread=spread)
     for entry, judged in zip(here, found, strict=True):
         if why := failed.get(entry.contender.name):
             entry.leave("judging", why)
