@@ -138,6 +138,11 @@ class Cluster:
         self._ray, self._jobs = ray, 0
         actor = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RETRIES)(_Worker)
         self._workers = [actor.remote(str(Path.cwd())) for _ in range(count)]
+        try:
+            self.pids()
+        except ray.exceptions.RayError as error:
+            hint = f"install vitedge {__version__} with its extra `ray` on every machine of the cluster"
+            raise VitEdgeError(f"workers cannot be started: {str(error).strip().splitlines()[-1]}", hint=hint) from error
 
     def judging(self, opener: Opener) -> JudgeSpread:
         """What `judge` takes to have the parts judged here.

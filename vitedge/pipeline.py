@@ -15,7 +15,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol

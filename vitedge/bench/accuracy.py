@@ -66,8 +66,8 @@ class Contender(Protocol):
 class Case:
     """What the parts of one judging have in common; plain data, for workers in other processes.
 
-    names: of all contenders. those: which of them are judged, the reference first. classes: label -> class index, for each of those. batch: how many
-    images are answered at once. isolate: whether a contender that fails is left out, instead of raising.
+    names: of all contenders. those: which of them are judged, the reference first. classes: label -> class index, for each of
+    those. batch: how many images are answered at once. isolate: whether a contender that fails is left out, instead of raising.
     """
 
     names: tuple[str, ...]

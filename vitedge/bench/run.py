@@ -101,7 +101,8 @@ def benchmark(
     """Judge every contender on `files` (none: latency alone), then time it in each setting and batch.
 
     notes: receives sentences on what did not stop it. progress: called with a stage, such as "accuracy" or "latency, batch 8",
-    and its finished part, 0 to 1. spread: who judges the images, by default this process. A batch that an engine does not take, and failure of all, are VitEdgeErrors.
+    and its finished part, 0 to 1. spread: who judges the images, by default this process. A batch that an engine does not take,
+    and failure of all, are VitEdgeErrors.
     """
     for batch in plan.batches:
         require_batch(contenders, batch)
