@@ -22,7 +22,7 @@ from rich.table import Table
 import vitedge
 from vitedge import cli_bench, cli_run
 from vitedge.errors import VitEdgeError
-from vitedge.options import Checkpoint, Images, Json, Labels, Model, Preparation, require_other, some_seconds
+from vitedge.options import Checkpoint, Images, Json, Labels, Model, Preparation, Ray, require_other, some_seconds
 from vitedge.specs import MAX_BATCH, to_dict
 from vitedge.terminal import Engine, Terminal, chosen_engine, complete_engine, err, out, print_notes, read_dataset
 from vitedge.workspace import (
@@ -181,10 +181,12 @@ def calibrate(
     images: Images,
     labels: Labels = None,
     recipe: RecipeName = "int8",
+    ray: Ray = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the scales (JSON).")] = None,
 ) -> None:
     """Find the range of every activation on real images, and write it as a table of scales."""
     from vitedge import pipeline
+    from vitedge.cluster import surveying
 
     pipeline.require_compiler()
     from vitedge.compiler import calibrate as compiler
@@ -192,10 +194,13 @@ def calibrate(
     chosen = load_recipe(recipe)
     path = output or find_root() / "calibration" / "scales" / f"{onnx.stem}.{chosen.name}.json"
     require_other(path, of=[onnx, images])
-    with contextlib.closing(Terminal()) as terminal:
+    files = read_dataset(images, labels)
+    with contextlib.ExitStack() as stack:
+        terminal = stack.enter_context(contextlib.closing(Terminal()))
         terminal.begin("calibrate")
+        spread = stack.enter_context(surveying(ray)) if ray else None
         result = compiler.calibrate(
-            onnx, read_dataset(images, labels), chosen, progress=lambda done, total: terminal.progress(done / total)
+            onnx, files, chosen, progress=lambda done, total: terminal.progress(done / total), spread=spread
         )
         compiler.save_table(result.table, path)
         terminal.end("calibrate", f"{len(result.table.amax)} ranges from {result.table.images} images")

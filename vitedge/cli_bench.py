@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitedge.errors import VitEdgeError
-from vitedge.options import Checkpoint, Images, Json, Labels, Preparation, require_other, some_seconds
+from vitedge.options import Checkpoint, Images, Json, Labels, Preparation, Ray, require_other, some_seconds
 from vitedge.terminal import ENGINE, Terminal, chosen_engine, complete_engine, out, print_notes, read_dataset
 from vitedge.workspace import find_graph
 
@@ -98,6 +98,7 @@ def bench(
             metavar="PERCENT",
         ),
     ] = None,
+    ray: Ray = None,
     report: Annotated[Path | None, typer.Option(help="Also write a self-contained HTML report.")] = None,
     markdown: Annotated[Path | None, typer.Option("--md", help="Also write the table in Markdown.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write a line of CSV for each timing.")] = None,
@@ -125,7 +126,9 @@ def bench(
     )
     with closing(Terminal()) as terminal:
         files = read_dataset(images, labels)
-        document = pipeline.bench_step(names, files, plan, terminal, checkpoint, preprocess, throughput=throughput, gate=gate)
+        document = pipeline.bench_step(
+            names, files, plan, terminal, checkpoint, preprocess, throughput=throughput, gate=gate, ray=ray
+        )
     limits = budget_ms is not None or (max_drop is not None and gate is None)
     print_document(document, json_file)  # before a choice that may fail
     choice = choose([document], budget_ms=budget_ms, max_drop=None if gate else max_drop) if limits else None

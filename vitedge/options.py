@@ -30,6 +30,14 @@ Labels = Annotated[
         show_default=False,
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="Spread the images over Ray workers: `local` for one a core, a number of them, or the address of a cluster.",
+        show_default=False,
+    ),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")]
 
 

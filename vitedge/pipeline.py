@@ -15,7 +15,8 @@ import importlib.metadata
 import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -30,16 +31,16 @@ from vitedge.backends.build import (
     update_target,
     wanted_float_type,
 )
-from vitedge.bench.accuracy import judge
 from vitedge.bench.contenders import MAX_BATCH, Contender, open_contenders
 from vitedge.bench.costs import Analysis
 from vitedge.bench.document import Document, rows_of
 from vitedge.bench.environment import environment
 from vitedge.bench.gate import Gate
 from vitedge.bench.report import write_outputs
-from vitedge.bench.run import Judge, Plan, benchmark
+from vitedge.bench.run import Plan, benchmark
 from vitedge.bench.throughput import measure_throughput
 from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
+from vitedge.cluster import judging, on_one_core
 from vitedge.datasets import list_dataset
 from vitedge.errors import AbsentDeviceError, MissingPackageError, VitEdgeError
 from vitedge.images import ImageFile, images_key, sample, stream
@@ -369,20 +370,23 @@ def bench_step(
     throughput: bool = False,
     notes: Sequence[str] = (),
     gate: Gate | None = None,
-    judging: Judge = judge,
+    ray: str | None = None,
 ) -> Document:
     """Measure engines, ONNX files and torch models side by side; the first is the reference of the others.
 
     checkpoint, preprocess: of the torch models. notes: to begin those of the document with. gate: what it will be held against,
-    so that timings go on until that is decided. judging: in place of `accuracy.judge`.
+    so that timings go on until that is decided. ray: the workers that judge the images, see `open_cluster`; times are taken
+    here in any case.
     """
-    told = list(notes)
+    told, most = list(notes), max(MAX_BATCH, *plan.batches)
     watcher.begin("bench")
-    with open_contenders(names, checkpoint, preprocess, max_batch=max(MAX_BATCH, *plan.batches)) as contenders:
+    with ExitStack() as stack:
+        contenders = stack.enter_context(open_contenders(names, checkpoint, preprocess, max_batch=most))
         if gate:
             settings = [(batch, one.threads, one.streams) for batch in plan.batches for one in plan.settings]
             found = [contender.name for contender in contenders]
             told += gate.require_comparable(found, settings, environment(), images_key(files))
+        spread = stack.enter_context(judging(ray, partial(on_one_core, names, checkpoint, preprocess, most))) if ray else None
         document = benchmark(
             contenders,
             files,
@@ -390,7 +394,7 @@ def bench_step(
             notes=told,
             progress=lambda stage, part: watcher.progress(part, stage),
             undecided=gate.undecided if gate else lambda timed: False,
-            judging=judging,
+            spread=spread,
         )
         judged = document.finished[0].judged
         images = f"{judged.images} images" if judged else "no images"

@@ -66,10 +66,11 @@ class Contender(Protocol):
 class Case:
     """What the parts of one judging have in common; plain data, for workers in other processes.
 
-    those: which of the contenders, the reference first. classes: label -> class index, for each of those. batch: how many
-    images are answered at once. isolate: whether a contender that fails is left out, instead of raising.
+    names: of all contenders. those: which of them are judged, the reference first. classes: label -> class index, for each of
+    those. batch: how many images are answered at once. isolate: whether a contender that fails is left out, instead of raising.
     """
 
+    names: tuple[str, ...]
     those: tuple[int, ...]
     classes: tuple[Mapping[str, int], ...]
     batch: int
@@ -114,10 +115,11 @@ def judge(
     problems: list[str] = []
     classes = [known_classes(contender.card, files, problems) for contender in contenders]
     batch = min([PART, *(contender.max_batch for contender in contenders)])
+    names = tuple(contender.name for contender in contenders)
     reasons: dict[int, str] = {}
     total = Part(0, {}, {}, {})
     while those := tuple(index for index in range(len(contenders)) if index not in reasons):
-        case = Case(those, tuple(classes[index] for index in those), batch, failed is not None)
+        case = Case(names, those, tuple(classes[index] for index in those), batch, failed is not None)
         parts = spread(case, files) if spread else judge_parts(contenders, case, files)
         total = _total(case, contenders, parts, progress)
         reasons.update(total.failed)

@@ -19,7 +19,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from vitedge.bench.accuracy import judge
+from vitedge.bench.accuracy import Spread, judge
 from vitedge.bench.contenders import Contender, Setting
 from vitedge.bench.document import Candidate, Document, Judged, LayerTime, Timed
 from vitedge.bench.energy import Meter
@@ -40,7 +40,6 @@ LAYERS_S = 3.0  # an engine, at most
 
 Progress = Callable[[str, float], object]
 Undecided = Callable[[Mapping[str, Timed]], bool]  # told what was timed at one setting and batch, by candidate
-Judge = Callable[..., list[Judged]]  # as accuracy.judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +119,14 @@ def benchmark(
     notes: list[str],
     progress: Progress = lambda stage, done: None,
     undecided: Undecided = lambda timed: False,
-    judging: Judge = judge,
+    spread: Spread | None = None,
 ) -> Document:
     """Judge every contender on `files` (none: latency alone), then time it in each setting and batch.
 
     notes: receives sentences on what did not stop it. progress: called with a stage, such as "accuracy" or "latency, batch 8",
     and its finished part, 0 to 1. undecided: whether a timing decides nothing yet, and is to be continued, up to LONGER times as
-    long again. judging: in place of `accuracy.judge`. A batch that an engine does not take, and failure of all, are
-    VitEdgeErrors.
+    long again. spread: who judges the images, by default this process. A batch that an engine does not take, and failure of all,
+    are VitEdgeErrors.
     """
     for batch in plan.batches:
         require_batch(contenders, batch)
@@ -138,7 +137,7 @@ def benchmark(
     _go_on(entries)
     told = list[str]()
     if files:  # first, so that the buffers hold real images when they are timed
-        _judge(entries, files, judging, told, lambda done: progress("accuracy", done / len(files)))
+        _judge(entries, files, told, lambda done: progress("accuracy", done / len(files)), spread)
     with closing(Meter()) as meter:
         notes += _Timer(entries, plan, files, meter, progress, undecided).time()  # ahead of skipped files, which may be many
     notes += told
@@ -192,11 +191,14 @@ def _open(entry: _Entry) -> None:
 
 
 def _judge(
-    entries: Sequence[_Entry], files: Sequence[ImageFile], judging: Judge, notes: list[str], progress: Callable[[int], Any]
+    entries: Sequence[_Entry], files: Sequence[ImageFile], notes: list[str], progress: Callable[[int], Any], spread: Spread | None
 ) -> None:
     """Judge all that are here; where the reference fails, the next one is it."""
     here, failed = _go_on(entries), dict[str, str]()
-    found = judging([entry.contender for entry in here], files, notes=notes, progress=progress, failed=failed)
+    contenders = [entry.contender for entry in here]
+    if spread:  # to other processes: here, only so many images as fill the buffers
+        judge(contenders, files[: max(contender.max_batch for contender in contenders)], failed={})
+    found = judge(contenders, files, notes=notes, progress=progress, failed=failed, spread=spread)
     for entry, judged in zip(here, found, strict=True):
         if why := failed.get(entry.name):
             entry.leave("judging", why)
