@@ -18,7 +18,7 @@ LAYERS = (
     ("cli",),
     ("cli_run", "cli_bench"),
     ("options", "terminal"),
-    ("pipeline > bound", "pipeline > pack", "doctor"),
+    ("pipeline > bound", "pipeline > pack", "pipeline > cluster", "doctor"),
     ("bench",),
     ("compiler", "runtime"),
     ("backends",),
@@ -87,6 +87,8 @@ HEAVY = (
     "cv2",
     "numba",
     "llvmlite",
+    "pyarrow",
+    "ray",
     "starlette",
     "uvicorn",
 )

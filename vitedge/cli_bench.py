@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitedge.options import Checkpoint, Images, Json, Preparation, require_other, some_seconds
-from vitedge.terminal import ENGINE, Terminal, chosen_engine, complete_engine, out, print_notes
+from vitedge.options import Checkpoint, Images, Json, Labels, Preparation, Ray, require_other, some_seconds
+from vitedge.terminal import ENGINE, Terminal, chosen_engine, complete_engine, out, print_notes, read_dataset
 from vitedge.workspace import find_graph
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ Contenders = Annotated[
 def bench(
     contenders: Contenders,
     images: Images,
+    labels: Labels = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="A batch size to time; may be repeated. \\[default: 1]")] = None,
     seconds: Annotated[float, typer.Option(help="How long each one is timed at each batch size.", callback=some_seconds)] = 3.0,
     throughput: Annotated[
@@ -34,6 +35,7 @@ def bench(
     ] = False,
     checkpoint: Checkpoint = None,
     preprocess: Preparation = None,
+    ray: Ray = None,
     report: Annotated[Path | None, typer.Option(help="Also write a self-contained HTML report.")] = None,
     json_file: Json = None,
 ) -> None:
@@ -41,14 +43,13 @@ def bench(
     from vitedge import pipeline
     from vitedge.bench.report import write_outputs
     from vitedge.bench.run import Plan
-    from vitedge.images import list_images
 
     names = [_chosen(name) for name in contenders]
     require_other(report, json_file, of=[*map(Path, names), images, checkpoint, preprocess])
     plan = Plan(batches=tuple(batch or [1]), seconds=seconds, dataset=images.resolve().name)
     with closing(Terminal()) as terminal:
-        files = list_images(images)
-        document = pipeline.bench_step(names, files, plan, terminal, checkpoint, preprocess, throughput=throughput)
+        files = read_dataset(images, labels)
+        document = pipeline.bench_step(names, files, plan, terminal, checkpoint, preprocess, throughput=throughput, ray=ray)
     print_document(document, json_file)
     for path in write_outputs([document], report=report):
         out.print(f"report: {path}", markup=False, soft_wrap=True)

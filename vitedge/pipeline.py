@@ -15,7 +15,8 @@ import importlib.metadata
 import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -37,8 +38,10 @@ from vitedge.bench.report import write_outputs
 from vitedge.bench.run import Plan, benchmark
 from vitedge.bench.throughput import measure_throughput
 from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
+from vitedge.cluster import judging, on_one_core
+from vitedge.datasets import list_dataset
 from vitedge.errors import AbsentDeviceError, MissingPackageError, VitEdgeError
-from vitedge.images import ImageFile, list_images, sample, stream
+from vitedge.images import ImageFile, sample, stream
 from vitedge.pack import ARCHIVE, pack
 from vitedge.specs import FLOAT, TOLERANCE, BenchRow, Recipe, Reduction, ScaleTable, Target, Work, reduction_of, to_dict
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
@@ -94,7 +97,7 @@ class Job:
     images: calibration images. judge: labelled or other images to measure accuracy on; the calibration images if None.
     recipes: one INT8 (or other) engine each, beside the FP32 one. seconds: how long each engine is timed.
     bound: where an INT8 engine misses it, its costliest Linears stay in float; whether it holds at last, `check_bound` says.
-    backend: in place of the target's own.
+    backend: in place of the target's own. labels: a table of the labels of what is judged (see datasets.py).
     """
 
     model: ModelSource
@@ -106,6 +109,7 @@ class Job:
     seconds: float = 3.0
     bound: Bound = dataclasses.field(default_factory=Bound)
     backend: str | None = None
+    labels: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,13 +135,13 @@ def make(job: Job, watcher: Watcher) -> Result:
     if absent and job.bound:
         hint = "set min_sqnr_db in the recipe, which needs no engine; or find out with --target cpu what the bound takes"
         raise VitEdgeError(f"--max-drop and --min-sqnr are held against engines, and {absent}", hint=hint)
-    files = list_images(job.images)
-    judged = list_images(job.judge) if job.judge else files
+    notes: list[str] = []
+    files = list_dataset(job.images, None if job.judge else job.labels, notes)
+    judged = list_dataset(job.judge, job.labels, notes) if job.judge else files
     engines = job.root / "engines"
 
     whole = export_step(job.model.whole, files, engines, watcher)
     model = export_step(job.model, files, engines, watcher) if job.model.reduction else whole
-    notes: list[str] = []
     quantized = [whole, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
     if absent:
         notes.append(f"nothing was measured: {absent}")
@@ -363,15 +367,24 @@ def bench_step(
     *,
     throughput: bool = False,
     notes: Sequence[str] = (),
+    ray: str | None = None,
 ) -> Document:
     """Measure engines, ONNX files and torch models side by side; the first is the reference of the others.
 
-    checkpoint, preprocess: of the torch models. notes: to begin those of the document with.
+    checkpoint, preprocess: of the torch models. notes: to begin those of the document with. ray: the workers that
+    judge the images, see `open_cluster`; times are taken here in any case.
     """
     told = list(notes)
     watcher.begin("bench")
-    with open_contenders(names, checkpoint, preprocess, max_batch=max(MAX_BATCH, *plan.batches)) as contenders:
-        document = benchmark(contenders, files, plan, notes=told, progress=lambda stage, part: watcher.progress(part, stage))
+    most = max(MAX_BATCH, *plan.batches)
+    with ExitStack() as stack:
+        contenders = stack.enter_context(open_contenders(names, checkpoint, preprocess, max_batch=most))
+        spread = stack.enter_context(judging(ray, partial(on_one_core, names, checkpoint, preprocess, most))) if ray else None
+
+        def progress(stage: str, part: float) -> None:
+            watcher.progress(part, stage)
+
+        document = benchmark(contenders, files, plan, notes=told, progress=progress, spread=spread)
         judged = document.finished[0].judged
         images = f"{judged.images} images" if judged else "no images"
         watcher.end("bench", f"{images}, {plan.seconds:g} s an engine, in turns")

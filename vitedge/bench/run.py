@@ -8,7 +8,6 @@ the reference. Knows nothing of backends, terminals or reports.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from vitedge.bench.accuracy import judge
+from vitedge.bench.accuracy import Spread, judge
 from vitedge.bench.contenders import Contender, Setting
 from vitedge.bench.document import Candidate, Document, Judged, Timed
 from vitedge.bench.environment import environment
@@ -25,8 +24,7 @@ from vitedge.bench.latency import Call, Lane, Latency, measure
 from vitedge.bench.roofline import engine_bound_ms
 from vitedge.bench.statistics import median_interval, speedup
 from vitedge.errors import VitEdgeError, first_line
-from vitedge.images import ImageFile
-from vitedge.workspace import sha256
+from vitedge.images import ImageFile, images_key
 
 ROUGH = 0.1  # of the turns: where others disturbed more, the times deserve a note
 END_TO_END_S = 0.25  # of the time of a batch of one
@@ -98,11 +96,13 @@ def benchmark(
     *,
     notes: list[str],
     progress: Progress = lambda stage, done: None,
+    spread: Spread | None = None,
 ) -> Document:
     """Judge every contender on `files` (none: latency alone), then time it in each setting and batch.
 
     notes: receives sentences on what did not stop it. progress: called with a stage, such as "accuracy" or "latency, batch 8",
-    and its finished part, 0 to 1. A batch that an engine does not take, and failure of all, are VitEdgeErrors.
+    and its finished part, 0 to 1. spread: who judges the images, by default this process. A batch that an engine does not take,
+    and failure of all, are VitEdgeErrors.
     """
     for batch in plan.batches:
         require_batch(contenders, batch)
@@ -112,7 +112,7 @@ def benchmark(
         _open(entry)
     _go_on(entries)
     if files:  # first, so that the buffers hold real images when they are timed
-        _judge(entries, files, notes, lambda done: progress("accuracy", done / len(files)))
+        _judge(entries, files, notes, lambda done: progress("accuracy", done / len(files)), spread)
     _time(entries, plan, files, notes, progress)
     reference = _go_on(entries)[0].contender.name
     if contenders and reference != contenders[0].name:
@@ -136,14 +136,6 @@ def require_batch(contenders: Sequence[Contender], batch: int) -> None:
             raise VitEdgeError(f"{contender.name} takes 1 to {contender.max_batch} images at once, not {batch}", hint=hint)
 
 
-def images_key(files: Sequence[ImageFile]) -> str:
-    """Changes with the bytes, the order and the labels of the images; "" without any."""
-    state = hashlib.sha256()
-    for file in files:
-        state.update(f"{file.label} {sha256(file.path) if file.path.is_file() else ''}\n".encode())
-    return state.hexdigest()[:16] if files else ""
-
-
 def _go_on(entries: Sequence[_Entry]) -> list[_Entry]:
     """Those that did not fail; none is a VitEdgeError with what the first one failed of."""
     here = [entry for entry in entries if not entry.failed]
@@ -162,10 +154,15 @@ def _open(entry: _Entry) -> None:
         entry.open_ms, entry.first_ms = (opened - start) / 1e6, (time.perf_counter_ns() - opened) / 1e6
 
 
-def _judge(entries: Sequence[_Entry], files: Sequence[ImageFile], notes: list[str], progress: Callable[[int], Any]) -> None:
+def _judge(
+    entries: Sequence[_Entry], files: Sequence[ImageFile], notes: list[str], progress: Callable[[int], Any], spread: Spread | None
+) -> None:
     """Judge all that are here; where the reference fails, the next one is it."""
     here, failed = _go_on(entries), dict[str, str]()
-    found = judge([entry.contender for entry in here], files, notes=notes, progress=progress, failed=failed)
+    contenders = [entry.contender for entry in here]
+    if spread:  # to other processes: here, only so many images as fill the buffers
+        judge(contenders, files[: max(contender.max_batch for contender in contenders)], failed={})
+    found = judge(contenders, files, notes=notes, progress=progress, failed=failed, spread=spread)
     for entry, judged in zip(here, found, strict=True):
         if why := failed.get(entry.contender.name):
             entry.leave("judging", why)
