@@ -105,7 +105,7 @@ def type_bar(layers: Sequence[LayerTime]) -> str:
         bars.append(
             f'<rect class="c{_colour(name)}" x="{start:.1f}" y="0" width="{max(0.0, width - 1.5):.1f}" height="12" rx="3"/>'
         )
-        words.append(f'<span class="c{_colour(name)}"><i></i>{escape(name)} {100 * ms / whole:.0f} %</span>')
+        words.append(f'<span class="c{_colour(name)}"><i></i>{escape(name)} {_percent(ms / whole)}</span>')
         start += width
     return (
         f'<svg class="types" viewBox="0 0 {WIDTH} 12" preserveAspectRatio="none" aria-hidden="true">{"".join(bars)}</svg>'
@@ -118,7 +118,7 @@ def confusion_grid(confused: Sequence[Confused], labels: Sequence[str]) -> str:
     counts = {(entry.truth, entry.answer): entry.images for entry in confused}
     most = max(counts.values(), default=1)
     left, top = 120, 86
-    step = min(34.0, (WIDTH - left - 10) / len(labels))
+    step = min(34.0, (WIDTH - left - 36) / len(labels))
     drawn = []
     for truth, label in enumerate(labels):
         y = top + truth * step
@@ -141,7 +141,7 @@ def confusion_grid(confused: Sequence[Confused], labels: Sequence[str]) -> str:
                 middle = f'x="{left + (answer + 0.5) * step - 1:.1f}" y="{y + step / 2 - 1:.1f}"'
                 drawn.append(f'<text{style} {middle} dy=".35em" text-anchor="middle">{images}</text>')
     size = top + step * len(labels) + 4
-    width = left + step * len(labels) + 10
+    width = left + step * len(labels) + 36
     return f'<svg class="confusion" viewBox="0 0 {width:.0f} {size:.0f}" role="img" aria-label="Confusion">{"".join(drawn)}</svg>'
 
 
@@ -230,14 +230,18 @@ def _cell(layers: Sequence[LayerTime], most: float, left: float, top: float, wid
     )
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %"
+
+
 def _colour(precision: str) -> int:
     return TYPES.get(precision.lower(), 5)
 
 
 def _block_name(block: str) -> str:
-    """The number of a block alone, as they stand in a row; the start of any other name."""
+    """The number of a block alone, as they stand in a row; of what lies before and behind them the part says enough."""
     tail = block.rpartition(".")[2]
-    return tail if tail.isdigit() else _cut(block, 5)
+    return tail if tail.isdigit() else ""
 
 
 def _cut(name: str, most: int) -> str:

@@ -99,9 +99,8 @@ def html(documents: Sequence[Document], choice: Choice | None = None) -> str:
     notes = [*mismatches(documents), *(note for document in documents for note in beaten(document))]
     parts = [
         _hero(documents, points, choice),
-        sections.measurements(shown, documents),
-        sections.latencies(narrow),
-        sections.batches(shown),
+        sections.measurements(shown, narrow, documents),
+        sections.speeds(shown, narrow),
         sections.layers(shown),
         sections.mistakes(shown),
         sections.remarks(documents, notes),
