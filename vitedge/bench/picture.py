@@ -10,7 +10,7 @@ from typing import Any
 from vitedge.bench.document import Document
 from vitedge.bench.frontier import Choice, Point, locate
 from vitedge.bench.plot import FRAME, HEIGHT, WIDTH
-from vitedge.bench.scatter import TITLES, Layout, Mark, groups_of, lay_out, limit_text
+from vitedge.bench.scatter import ALL, TITLES, Layout, Mark, groups_of, lay_out, limit_text
 from vitedge.bench.tables import display_names
 from vitedge.errors import VitEdgeError, import_package
 from vitedge.workspace import write_file
@@ -54,8 +54,9 @@ def _draw_frame(axes: Any, found: Layout, points: Sequence[Point]) -> None:
     axes.text(FRAME.left, 11, f"{title}, {unit}", fontsize=SIZE + 1, weight="bold", va="center")
     batch = "one image" if points[0].timed.batch == 1 else f"a batch of {points[0].timed.batch}"
     axes.text(FRAME.right, HEIGHT - 12, f"median latency of {batch}, ms", color=SOFT, fontsize=SIZE, ha="right", va="center")
-    for corners, _ in found.fronts:
-        axes.plot(*zip(*corners, strict=True), color=LINE, linewidth=1, zorder=1)
+    for corners, group in found.fronts:
+        wide = {"color": GRID, "linewidth": 5, "zorder": 0} if group == ALL else {"color": LINE, "linewidth": 1, "zorder": 1}
+        axes.plot(*zip(*corners, strict=True), **wide)
     for limit in found.limits:
         ends = ([limit.at] * 2, [FRAME.top, FRAME.bottom]) if limit.upright else ([FRAME.left, FRAME.right], [limit.at] * 2)
         axes.plot(*ends, color=BAD, linestyle="--", linewidth=1)

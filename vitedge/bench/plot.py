@@ -1,4 +1,4 @@
-"""The geometry of a plot: axes with ticks at round values, and where the labels of its points may stand.
+"""The geometry of a plot: axes with ticks at round values, where the labels of its points may stand, and numbers in short.
 
 Knows nothing of what is plotted.
 """
@@ -99,3 +99,11 @@ def places(x: float, y: float, texts: Sequence[str]) -> list[tuple[Box, str]]:
         spots += [(x + 4, y - far - height, "start"), (x + 4, y + far, "start")]
         spots += [(x - 4 - width, y - far - height, "end"), (x - 4 - width, y + far, "end")]
     return [(Box(left, top, left + width, top + height), anchor) for left, top, anchor in spots]
+
+
+def three(value: float) -> str:
+    """A number with three digits that count, all those before the point, and no exponent."""
+    if not math.isfinite(value):
+        return f"{value}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{min(digits, 9)}f}"

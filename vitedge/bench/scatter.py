@@ -16,13 +16,14 @@ from html import escape
 
 from vitedge.bench.document import Candidate, Document, Interval
 from vitedge.bench.frontier import Choice, Measure, Point, machine_names
-from vitedge.bench.plot import FRAME, GLYPH, HEIGHT, LINE, WIDTH, Axis, Box, axis, log_axis, places
+from vitedge.bench.plot import FRAME, GLYPH, HEIGHT, LINE, WIDTH, Axis, Box, axis, log_axis, places, three
 
 LABELLED = 14  # points that all get a label if there is room; of more, those on the frontier do
 FEW = 4  # points that get their figures, too, and always a label
 HIDDEN = 0.5  # part of a label's area that it may hide
 WIDE = 6.0  # times the fastest latency, from which on the axis is logarithmic
 COLOURS = 5
+ALL = -1  # the group of the frontier of all machines
 TITLES: dict[Measure, tuple[str, str]] = {
     "top1": ("Top-1 accuracy", "%"),
     "agreement": ("Agreement with the reference", "%"),
@@ -63,7 +64,7 @@ class Mark:
     @property
     def figures(self) -> str:
         """Latency and accuracy."""
-        return f"{self.point.timed.p50_ms:.3g} ms · {accuracy_text(self.point)}"
+        return f"{three(self.point.timed.p50_ms)} ms · {accuracy_text(self.point)}"
 
     @property
     def state(self) -> str:
@@ -82,7 +83,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """All that is drawn, in units from the upper left. ticks: position and text. fronts: the corners of each, and its group."""
+    """All that is drawn, in units from the upper left. ticks: position and text. fronts: corners and group, or ALL."""
 
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
@@ -195,19 +196,24 @@ def _limits(choice: Choice | None, points: Sequence[Point], x: Axis, y: Axis) ->
     if choice and choice.max_drop is not None and reference and one_machine and reference.measure in ("top1", "agreement"):
         at = y.at(reference.accuracy - choice.max_drop)
         if FRAME.top <= at <= FRAME.bottom:
-            found.append(Limit(at, False, f"{choice.max_drop:g} points lost"))
+            found.append(Limit(at, False, f"{choice.max_drop:g} point{'' if choice.max_drop == 1 else 's'} lost"))
     return found
 
 
 def _fronts(marks: Sequence[Mark]) -> list[tuple[list[tuple[float, float]], int]]:
-    """The corners of the frontier of each machine: what accuracy is to be had at each latency, as steps."""
-    fronts = []
-    for document in {id(mark.point.document): mark.point.document for mark in marks}.values():
-        row = sorted((mark for mark in marks if mark.point.document is document and mark.point.frontier), key=lambda mark: mark.x)
-        if len(row) > 1:
-            steps = [corner for old, new in itertools.pairwise(row) for corner in ((new.x, old.y), (new.x, new.y))]
-            fronts.append(([(row[0].x, row[0].y), *steps], row[0].group))
-    return fronts
+    """The corners of the frontier of each machine, and of all: what accuracy is to be had at each latency, as steps."""
+    documents = {id(mark.point.document): mark.point.document for mark in marks}.values()
+    rows = [[mark for mark in marks if mark.point.document is one and mark.point.frontier] for one in documents]
+    groups = [row[0].group for row in rows if row]
+    if len(rows) > 1:
+        rows, groups = [*rows, [mark for mark in marks if mark.point.overall]], [*groups, ALL]
+    return [(_steps(row), group) for row, group in zip(filter(None, rows), groups, strict=True) if len(row) > 1]
+
+
+def _steps(row: Sequence[Mark]) -> list[tuple[float, float]]:
+    ordered = sorted(row, key=lambda mark: mark.x)
+    corners = [corner for old, new in itertools.pairwise(ordered) for corner in ((new.x, old.y), (new.x, new.y))]
+    return [(ordered[0].x, ordered[0].y), *corners]
 
 
 def _labelled(
@@ -217,7 +223,7 @@ def _labelled(
     taken = [(Box(m.x - 9, m.y - 9, m.x + 9, m.y + 9), 3.0) for m in marks]
     taken += [(Box(m.x - 3, m.along[1], m.x + 3, m.along[0]), 0.5) for m in marks]
     for corners, _ in fronts:
-        taken += [(_segment(a, b), 0.5) for a, b in itertools.pairwise(corners)]
+        taken += [(_segment(a, b), 1.5) for a, b in itertools.pairwise(corners)]
     for limit in limits:
         line = Box(limit.at - 2, FRAME.top, limit.at + 2, FRAME.bottom) if limit.upright else None
         taken.append((line or Box(FRAME.left, limit.at - 2, FRAME.right, limit.at + 2), 1.0))
@@ -278,8 +284,9 @@ def _front_drawing(found: Layout) -> str:
     drawn = []
     for corners, group in found.fronts:
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
-        drawn.append(f'<path class="front{f" c{group % COLOURS + 1}" if several else ""}" d="{path}"/>')
-    return "".join(drawn)
+        style = " all" if group == ALL else f" c{group % COLOURS + 1}" if several else ""
+        drawn.append(f'<path class="front{style}" d="{path}"/>')
+    return "".join(reversed(drawn))
 
 
 def _limit_drawing(limits: Sequence[Limit]) -> str:

@@ -15,6 +15,7 @@ from html import escape
 from vitedge.bench import charts
 from vitedge.bench.document import Confused, Disagreement, Document, Judged, LayerTime
 from vitedge.bench.frontier import machine_names
+from vitedge.bench.plot import three
 from vitedge.bench.scatter import key_of
 from vitedge.bench.tables import LEGEND, MORE_COLUMNS, Column, Line, columns, failures
 
@@ -32,14 +33,17 @@ LONG = 60  # letters of a fact that takes a line of its own
 
 def measurements(shown: Sequence[Line], narrow: Sequence[Line], documents: Sequence[Document]) -> str:
     """Every timing. narrow: those at the batch of the plot, which come first; all figures of all timings can be unfolded."""
-    main = _table(narrow, columns(narrow), documents) if narrow or failures(documents) else ""
+    heads = [column for column in columns(narrow) if column.head not in _elsewhere(narrow)]
+    main = _table(narrow, heads, documents) if narrow or failures(documents) else ""
     kept = shown[:MOST_LINES]
     left = "" if len(kept) == len(shown) else f", the first {MOST_LINES} of them; the CSV has all"
     every = [*columns(kept), *columns(kept, MORE_COLUMNS)]
     full = _table(kept, every, ()) if kept else ""
     count = f"All figures of {'the timing' if len(shown) == 1 else f'all {len(shown):,} timings'}{left}"
     more = f"<details><summary>{count}</summary>{full}</details>" if full else ""
-    said = "± is half of the interval that holds the figure with 95 % confidence. A press on a heading sorts."
+    batch = narrow[0].timed.batch if narrow else 1
+    calls = "Calls of one image." if batch == 1 else f"Calls of {batch} images."
+    said = f"{calls} ± is half of the interval that holds the figure with 95 % confidence. A press on a heading sorts."
     legend = f'<p class="key-line">{escape(LEGEND)}</p>'
     return f'<section><h2>Measurements</h2><p class="said">{said}</p>{main}{legend}{more}</section>'
 
@@ -166,6 +170,11 @@ def _of_interest(shown: Sequence[Line], has: Callable[[Line], bool]) -> list[Lin
     return sorted(first.values(), key=rank)
 
 
+def _elsewhere(narrow: Sequence[Line]) -> set[str]:
+    """The columns that the first table leaves to the second: what is the same, and what says less than another."""
+    return {"batch", "SQNR dB"} if any(line.judged.top1 is not None for line in narrow) else {"batch"}
+
+
 def _ridges(narrow: Sequence[Line]) -> str:
     """A ridge a candidate; those that matter are kept where there are many."""
     ranked = sorted(narrow, key=lambda line: (not line.chosen, not _is_reference(line), not line.mark, line.timed.p50_ms))
@@ -193,7 +202,7 @@ def _curves(shown: Sequence[Line]) -> str:
 def _layers(line: Line, found: Sequence[LayerTime]) -> str:
     total = sum(layer.ms for layer in found)
     return (
-        f'<figure class="card plot"><figcaption><b>{escape(line.name)}</b><span>{total:.3g} ms in {len(found)} layers</span>'
+        f'<figure class="card plot"><figcaption><b>{escape(line.name)}</b><span>{three(total)} ms in {len(found)} layers</span>'
         f"</figcaption>{charts.type_bar(found)}{charts.layer_grid(found)}</figure>"
     )
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from rich.text import Text
 
 from vitedge.bench.document import Candidate, Document, Interval, Judged, Timed
 from vitedge.bench.frontier import Choice, Point, drop_of, locate, machine_names
+from vitedge.bench.plot import three
 
 NAME = 28  # letters of a candidate in a terminal that is narrow
 CHOSEN, ON, MAYBE = "★", "●", "○"
@@ -87,9 +87,9 @@ class Column:
         value = self.value(line)
         if value is None or isinstance(value, str):
             return value or "–"
-        digits = self._digits(value)
-        between = self.spread(line) if spread else None
-        return f"{value:,.{digits}f}" + (f" ±{(between.high - between.low) / 2:,.{digits}f}" if between else "")
+        shown = three(value) if self.digits is None else f"{value:,.{self.digits}f}"
+        between = self.spread(line) if spread and self.digits is not None else None
+        return shown + (f" ±{(between.high - between.low) / 2:,.{self.digits}f}" if between else "")
 
     def is_number(self, lines: Sequence[Line]) -> bool:
         """Whether it aligns to the right."""
@@ -102,11 +102,6 @@ class Column:
         if not self.best or len({self.text(one, False) for one in rivals if self.value(one) is not None}) < 2:
             return False
         return self.value(line) == (min(values) if self.best == "low" else max(values))
-
-    def _digits(self, value: float) -> int:
-        if self.digits is not None or not math.isfinite(value):
-            return self.digits or 0
-        return max(0, 2 - math.floor(math.log10(abs(value) or 1)))
 
 
 COLUMNS = (
