@@ -51,18 +51,22 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Box:
+    """A rectangle, in units from the upper left."""
+
     left: float
     top: float
     right: float
     bottom: float
 
     def overlap(self, other: Box) -> float:
+        """The area that two share."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, width) * max(0.0, height)
 
     @property
     def area(self) -> float:
+        """Its area, in units squared."""
         return (self.right - self.left) * (self.bottom - self.top)
 
 

@@ -35,7 +35,8 @@ def schema() -> dict[str, Any]:
 
 def _add(kind: type[Any], found: dict[str, Any]) -> None:
     """Describe a dataclass, and those that it holds, in `found`."""
-    found[kind.__name__] = entry = {}
+    entry: dict[str, Any] = {}
+    found[kind.__name__] = entry
     hints = typing.get_type_hints(kind)
     fields = dataclasses.fields(kind)
     entry |= {
