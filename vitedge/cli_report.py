@@ -20,10 +20,10 @@ Documents = Annotated[
 
 def report(
     files: Documents,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML page to write.")] = Path("report.html"),
     markdown: Annotated[Path | None, typer.Option("--md", help="Also write the table and the choice as Markdown.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Also write every figure, a line a timing.")] = None,
-    png: Annotated[Path | None, typer.Option("--png", help="Also draw the frontier, with Matplotlib.")] = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Also draw the frontier as a picture, with Matplotlib.")] = None,
     budget_ms: Annotated[
         float | None, typer.Option("--budget-ms", help="Ship the most accurate one whose median is within so many milliseconds.")
     ] = None,

@@ -172,7 +172,7 @@ def _ridge(line: Line, x: Axis, base: float) -> str:
     told = escape(
         f"{line.name}: p50 {three(line.timed.p50_ms)} ms, p99 {three(line.timed.p99_ms)} ms, max {three(line.timed.max_ms)} ms"
     )
-    name = f"{line.mark} {_cut(line.name, 14)}" if line.chosen else _cut(line.name, 15)
+    name = f"{line.mark} {_squeezed(line.name, 14)}" if line.chosen else _squeezed(line.name, 15)
     style = ' class="name"' if line.chosen else ""
     return (
         f'<g class="ridge {"c1" if line.chosen else "c0"}"><title>{told}</title>'
@@ -216,7 +216,7 @@ def _curves(kept: Sequence[Sequence[Line]], x: Axis, y: Axis) -> str:
             for (px, py), line in zip(points, curve, strict=True)
         )
         path = "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
-        name = f'<text class="name" x="{points[-1][0] + 10:.1f}" y="{at:.1f}" dy=".35em">{escape(_cut(curve[0].name, 13))}</text>'
+        name = f'<text class="name" x="{points[-1][0] + 10:.1f}" y="{at:.1f}" dy=".35em">{escape(_squeezed(curve[0].name, 13))}</text>'
         drawn.append(f'<g class="c{place % CURVES}"><path class="curve" d="{path}"/>{dots}{name}</g>')
     return "".join(drawn)
 
@@ -244,6 +244,11 @@ def _block_name(block: str) -> str:
     """The number of a block alone, as they stand in a row; of what lies before and behind them the part says enough."""
     tail = block.rpartition(".")[2]
     return tail if tail.isdigit() else ""
+
+
+def _squeezed(name: str, most: int) -> str:
+    """A name with its end, in which those of one model differ."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - 1 - most // 2) :]}"
 
 
 def _cut(name: str, most: int) -> str:

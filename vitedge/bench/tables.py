@@ -119,6 +119,7 @@ COLUMNS = (
     ),
     Column("p99 ms", lambda line: line.timed.p99_ms, "all calls but one in a hundred took no longer", 2, best="low", last=60),
     Column("images/s", lambda line: line.timed.images_per_s, "answered in a second", None, best="high", last=50),
+    Column("files/s", lambda line: line.candidate.sustained_per_s, "from disk to answer", None, best="high", last=58),
     Column(
         "speed-up", lambda line: line.timed.speedup, "how many times as fast as the reference, round by round", 2,
         lambda line: line.timed.speedup_interval, None, 20, 30,
@@ -141,7 +142,6 @@ MORE_COLUMNS = (
     Column("max ms", lambda line: line.timed.max_ms, "no call took longer", 2, best="low"),
     Column("jitter ms", lambda line: line.timed.jitter_ms, "from one call to the next, on average", 3, best="low"),
     Column("end to end ms", lambda line: line.timed.end_to_end_ms, "from a decoded picture to its answer", 2, best="low"),
-    Column("files/s", lambda line: line.candidate.sustained_per_s, "from disk to answer", None, best="high"),
     Column("top-5 %", lambda line: line.judged.top5, "images with the right answer among the first five", 2, best="high"),
     Column("opens in ms", lambda line: line.candidate.open_ms or None, "until it can be called", 0, best="low"),
     Column("first call ms", lambda line: line.candidate.first_ms or None, "the first call after it opened", 1, best="low"),
