@@ -216,8 +216,9 @@ def _curves(kept: Sequence[Sequence[Line]], x: Axis, y: Axis) -> str:
             for (px, py), line in zip(points, curve, strict=True)
         )
         path = "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
-        name = f'<text class="name" x="{points[-1][0] + 10:.1f}" y="{at:.1f}" dy=".35em">{escape(_squeezed(curve[0].name, 13))}</text>'
-        drawn.append(f'<g class="c{place % CURVES}"><path class="curve" d="{path}"/>{dots}{name}</g>')
+        name = escape(_squeezed(curve[0].name, 13))
+        label = f'<text class="name" x="{points[-1][0] + 10:.1f}" y="{at:.1f}" dy=".35em">{name}</text>'
+        drawn.append(f'<g class="c{place % CURVES}"><path class="curve" d="{path}"/>{dots}{label}</g>')
     return "".join(drawn)
 
 
