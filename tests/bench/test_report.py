@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,7 +20,7 @@ from vitedge.bench.document import Candidate, Confused, Disagreement, Document, 
 from vitedge.bench.environment import environment
 from vitedge.bench.frontier import choose
 from vitedge.bench.report import beaten, headline, html, mismatches, usual_choice, write_outputs
-from vitedge.errors import VitEdgeError
+from vitedge.errors import MissingPackageError, VitEdgeError
 
 FP32 = candidate("vit/fp32", 5.2, labelled(91.2))
 INT8 = replace(
@@ -284,6 +285,19 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(VitEdgeError, match="cannot write"):
         write_outputs([document(FP32)], report=tmp_path / "file" / "report.html")
+
+
+def test_a_choice_made_before_the_last_note_is_still_shown() -> None:
+    doc = document(FP32, INT8)
+    choice = choose([doc])
+    assert 'class="chosen"' in html([replace(doc, notes=("one more",))], choice)
+
+
+def test_without_matplotlib_a_picture_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingPackageError, match="matplotlib") as error:
+        write_outputs([document(FP32)], png=tmp_path / "x.png")
+    assert "[report]" in (error.value.hint or "") and not list(tmp_path.iterdir())
 
 
 def test_all_outputs_are_written(tmp_path: Path) -> None:

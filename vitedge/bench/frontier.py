@@ -78,6 +78,11 @@ class Choice:
     max_drop: float | None = None
 
 
+def is_choice(choice: Choice, candidate: Candidate, timed: Timed) -> bool:
+    """Whether it is this timing that was chosen, also where the document got another note since."""
+    return timed is choice.timed and candidate.name == choice.candidate.name
+
+
 def locate(documents: Sequence[Document], batch: int | None = None) -> list[Point]:
     """Every timing at `batch` (the smallest that all documents have by default) of a judged candidate, the fastest first.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vitedge.bench import sections, tables
 from vitedge.bench.document import Candidate, Document, Judged, Timed
-from vitedge.bench.frontier import Choice, Point, choose, common_batch, drop_of, locate, machine_names
+from vitedge.bench.frontier import Choice, Point, choose, common_batch, drop_of, is_choice, locate, machine_names
 from vitedge.bench.page import page
 from vitedge.bench.plot import three
 from vitedge.bench.scatter import accuracy_text, scatter
@@ -191,7 +191,7 @@ def _tiles(document: Document, choice: Choice) -> str:
     """The choice's figures, each with the reference's below."""
     best, reference, timed = choice.candidate, document.candidate(document.reference), choice.timed
     base = next((one for one in reference.timings if _setting(one) == _setting(timed)), None)
-    point = next(p for p in locate([document], timed.batch) if p.timed is timed and p.candidate.name == best.name)
+    point = next(p for p in locate([document], timed.batch) if is_choice(choice, p.candidate, p.timed))
     other = next((p for p in locate([document], timed.batch) if p.candidate.name == reference.name), None)
     figures: list[tuple[str, str, str, str]] = [
         ("Latency, median", f"{timed.p50_ms:.2f}", "ms", f"{base.p50_ms:.2f} ms" if base else ""),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from html import escape
 
 from vitedge.bench.document import Candidate, Document, Interval
-from vitedge.bench.frontier import Choice, Measure, Point, machine_names
+from vitedge.bench.frontier import Choice, Measure, Point, is_choice, machine_names
 from vitedge.bench.plot import FRAME, GLYPH, HEIGHT, LINE, WIDTH, Axis, Box, axis, log_axis, places, three
 
 LABELLED = 14  # points that all get a label if there is room; of more, those on the frontier do
@@ -130,7 +130,7 @@ def lay_out(points: Sequence[Point], names: Mapping[str, str], choice: Choice | 
         Mark(
             point, names[point.candidate.name], group_of(point, points), x.at(point.timed.p50_ms), y.at(value),
             (x.at(point.timed.p50.low), x.at(point.timed.p50.high)), (y.at(spread.low), y.at(spread.high)),
-            choice is not None and point.timed is choice.timed and point.candidate.name == choice.candidate.name,
+            choice is not None and is_choice(choice, point.candidate, point.timed),
         )
         for point, value, spread in zip(points, values, spreads, strict=True)
     ]  # fmt: skip

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitedge.bench.document import Candidate, Document, Interval, Judged, Timed
-from vitedge.bench.frontier import Choice, Point, drop_of, locate, machine_names
+from vitedge.bench.frontier import Choice, Point, drop_of, is_choice, locate, machine_names
 from vitedge.bench.plot import three
 
 NAME = 28  # letters of a candidate in a terminal that is narrow
@@ -157,11 +157,10 @@ def lines(documents: Sequence[Document], choice: Choice | None = None) -> list[L
     """A line for each timing of each candidate that finished: machine by machine, batch by batch, the reference first."""
     machines, names = machine_names(documents), display_names(documents)
     points = {_key(p.document, p.candidate, p.timed): p for batch in _all_batches(documents) for p in locate(documents, batch)}
-    chosen = choice and _key(choice.document, choice.candidate, choice.timed)
     found = [
         Line(
             document, one, timed, machine, names[one.name],
-            points.get(_key(document, one, timed)), _key(document, one, timed) == chosen,
+            points.get(_key(document, one, timed)), choice is not None and is_choice(choice, one, timed),
         )
         for document, machine in zip(documents, machines, strict=True)
         for one in document.finished
