@@ -92,7 +92,11 @@ def test_markup_in_a_name_is_text() -> None:
     assert "[red]x[/nonsense]" in text and "[b] failed: [/b]" in text
 
 
-def test_names_are_short_where_all_are_of_one_model() -> None:
+def test_names_are_short_where_all_are_of_one_model_or_on_one_runtime() -> None:
+    on = [candidate(name, 1.0) for name in ("vit/fp32@openvino", "vit/int8@openvino")]
+    assert list(display_names([document(*on)]).values()) == ["fp32", "int8"]
+    assert list(display_names([document(*on, candidate("vit/int8@torch", 1.0))]).values())[1:] == ["int8@openvino", "int8@torch"]
+    assert list(display_names([document(*on, candidate("vit/int8", 1.0))]).values()) == ["fp32@openvino", "int8@openvino", "int8"]
     assert display_names([DOC]) == {"vit/fp32": "fp32", "vit/int8": "int8", "vit/fp16": "fp16"}
     assert display_names([document(FP32, candidate("other/fp32", 1.0))])["vit/fp32"] == "vit/fp32"
     assert display_names([document(FP32, candidate("model.py:vit", 1.0))])["vit/fp32"] == "vit/fp32"

@@ -56,7 +56,8 @@ def speeds(shown: Sequence[Line], narrow: Sequence[Line]) -> str:
     said = "Each ridge is one candidate's calls: the tall tick is the median, the red one the 99th percentile."
     more = " Larger batches: the candidate to ship, the reference and the frontier." if curves else ""
     figures = f'<div class="pair">{ridges}{curves}</div>' if curves else f'<div class="narrow">{ridges}</div>'
-    return f'<section><h2>How steady, how much at a time</h2><p class="said">{said}{more}</p>{figures}</section>'
+    title = "How steady, how much at a time" if curves else "How steady the latency is"
+    return f'<section><h2>{title}</h2><p class="said">{said}{more}</p>{figures}</section>'
 
 
 def layers(shown: Sequence[Line]) -> str:

@@ -183,12 +183,15 @@ def failures(documents: Sequence[Document]) -> list[tuple[str, str]]:
 
 
 def display_names(documents: Sequence[Document]) -> dict[str, str]:
-    """What to call each candidate: its name, without the model where all are of one model and say so."""
+    """What to call each candidate: its name, without a MODEL/ and an @RUNTIME that all have."""
     names = list(dict.fromkeys(one.name for document in documents for one in document.candidates))
-    heads = {name.partition("/")[0] for name in names if "/" in name}
-    if len(heads) == 1 and all(re.fullmatch(r"[^/]+/[^/]+", name) for name in names):
-        return {name: name.partition("/")[2] for name in names}
-    return {name: name for name in names}
+    parts = [re.fullmatch(r"([^/@]+/)?([^/@]+)(@[^/@]+)?", name) for name in names]
+    known = [part.groups("") for part in parts if part]
+    models, runtimes = ({part[place] for part in known} for place in (0, 2))
+    if len(known) < len(names):
+        return {name: name for name in names}
+    model, runtime = (only.pop() if len(only) == 1 else "" for only in (models, runtimes))
+    return {name: name.removeprefix(model).removesuffix(runtime) for name in names}
 
 
 def columns(shown: Sequence[Line], of: Sequence[Column] = COLUMNS) -> list[Column]:
