@@ -268,6 +268,13 @@ def test_what_makes_machines_hard_to_compare_is_said() -> None:
     assert "different models" in page(doc, other)[0].text
 
 
+def test_threads_and_streams_are_named_where_they_were_swept() -> None:
+    swept = tuple(timed(ms, threads=threads, streams=streams) for ms, threads, streams in ((5.0, 2, 1), (9.0, 1, 1), (8.0, 1, 2)))
+    parsed, _ = page(document(replace(FP32, timings=swept), INT8))
+    assert {"fp32, 2 threads", "fp32, 1 thread, 2 streams"} <= set(parsed.texts)
+    assert "fp32" in page(document(FP32, INT8))[0].texts
+
+
 def test_limits_are_drawn() -> None:
     doc = document(FP32, INT8)
     text = html([doc], choose([doc], budget_ms=4.0, max_drop=1.0))

@@ -170,9 +170,9 @@ def _ridge(line: Line, x: Axis, base: float) -> str:
     marks = [f'<path class="median" d="M{_clamped(x, line.timed.p50_ms):.1f} {base + 3:.1f}v-{RIDGE + 3}"/>']
     marks.append(f'<path class="tail" d="M{_clamped(x, line.timed.p99_ms):.1f} {base:.1f}v-9"/>')
     told = escape(
-        f"{line.name}: p50 {three(line.timed.p50_ms)} ms, p99 {three(line.timed.p99_ms)} ms, max {three(line.timed.max_ms)} ms"
+        f"{line.title}: p50 {three(line.timed.p50_ms)} ms, p99 {three(line.timed.p99_ms)} ms, max {three(line.timed.max_ms)} ms"
     )
-    name = f"{line.mark} {_squeezed(line.name, 14)}" if line.chosen else _squeezed(line.name, 15)
+    name = f"{line.mark} {_squeezed(line.title, 14)}" if line.chosen else _squeezed(line.title, 15)
     style = ' class="name"' if line.chosen else ""
     return (
         f'<g class="ridge {"c1" if line.chosen else "c0"}"><title>{told}</title>'
@@ -211,12 +211,12 @@ def _curves(kept: Sequence[Sequence[Line]], x: Axis, y: Axis) -> str:
         at = max(points[-1][1], lowest + 17)
         lowest = at
         dots = "".join(
-            f'<circle class="dot" cx="{px:.1f}" cy="{py:.1f}" r="4"><title>{escape(line.name)}, batch {line.timed.batch}: '
+            f'<circle class="dot" cx="{px:.1f}" cy="{py:.1f}" r="4"><title>{escape(line.title)}, batch {line.timed.batch}: '
             f"{three(line.timed.images_per_s)} images/s</title></circle>"
             for (px, py), line in zip(points, curve, strict=True)
         )
         path = "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
-        name = escape(_squeezed(curve[0].name, 13))
+        name = escape(_squeezed(curve[0].title, 13))
         label = f'<text class="name" x="{points[-1][0] + 10:.1f}" y="{at:.1f}" dy=".35em">{name}</text>'
         drawn.append(f'<g class="c{place % CURVES}"><path class="curve" d="{path}"/>{dots}{label}</g>')
     return "".join(drawn)

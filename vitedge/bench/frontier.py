@@ -152,11 +152,11 @@ def machine_names(documents: Sequence[Document]) -> list[str]:
 
 
 def setting(timed: Timed, documents: Sequence[Document]) -> str:
-    """The threads and streams of a timing in words, "" where all timings have the same."""
+    """The threads of a timing in words, where there are several, and its streams, if more than one."""
     all_timed = [one for document in documents for candidate in document.finished for one in candidate.timings]
     threads = "all threads" if timed.threads is None else f"{timed.threads} thread{'' if timed.threads == 1 else 's'}"
     streams = f"{timed.streams} stream{'' if timed.streams == 1 else 's'}"
-    several = (len({one.threads for one in all_timed}) > 1, len({one.streams for one in all_timed}) > 1)
+    several = (len({one.threads for one in all_timed}) > 1, timed.streams > 1)
     return ", ".join(text for text, shown in zip((threads, streams), several, strict=True) if shown)
 
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from html import escape
 
 from vitedge.bench.document import Candidate, Document, Interval
-from vitedge.bench.frontier import Choice, Measure, Point, is_choice, machine_names
+from vitedge.bench.frontier import Choice, Measure, Point, is_choice, machine_names, setting
 from vitedge.bench.plot import FRAME, GLYPH, HEIGHT, LINE, WIDTH, Axis, Box, axis, log_axis, places, three
 
 LABELLED = 14  # points that all get a label if there is room; of more, those on the frontier do
 FEW = 4  # points that get their figures, too, and always a label
+LONGEST = 26  # letters of a label
 HIDDEN = 0.5  # part of a label's area that it may hide
 WIDE = 6.0  # times the fastest latency, from which on the axis is logarithmic
 COLOURS = 5
@@ -128,7 +129,7 @@ def lay_out(points: Sequence[Point], names: Mapping[str, str], choice: Choice | 
     x, y = _latency_axis(points, choice), _accuracy_axis(values, spreads)
     marks = [
         Mark(
-            point, names[point.candidate.name], group_of(point, points), x.at(point.timed.p50_ms), y.at(value),
+            point, _name(point, points, names), group_of(point, points), x.at(point.timed.p50_ms), y.at(value),
             (x.at(point.timed.p50.low), x.at(point.timed.p50.high)), (y.at(spread.low), y.at(spread.high)),
             choice is not None and is_choice(choice, point.candidate, point.timed),
         )
@@ -157,6 +158,12 @@ def scatter(points: Sequence[Point], names: Mapping[str, str], choice: Choice | 
         f'<g class="grid">{"".join(grid)}</g><g class="ticks">{"".join(ticks)}</g>'
         f"{_front_drawing(found)}{_limit_drawing(found.limits)}{marks}{labels}</svg>{_legend(points)}"
     )
+
+
+def _name(point: Point, points: Sequence[Point], names: Mapping[str, str]) -> str:
+    """A candidate's name, with threads and streams where they were swept."""
+    documents = list({id(one.document): one.document for one in points}.values())
+    return ", ".join(filter(None, (names[point.candidate.name], setting(point.timed, documents))))
 
 
 def _against_reference(point: Point, value: float) -> Interval:
@@ -242,7 +249,7 @@ def _segment(a: tuple[float, float], b: tuple[float, float]) -> Box:
 
 def _label(mark: Mark, taken: list[tuple[Box, float]], figures: bool, needed: bool) -> Label | None:
     """What is written beside a point; the room that it takes is added to `taken`. None where it would hide too much."""
-    name = mark.name if len(mark.name) <= 24 else mark.name[:23] + "…"
+    name = mark.name if len(mark.name) <= LONGEST else mark.name[: LONGEST - 1] + "…"
     texts = (name, mark.figures) if figures or mark.chosen else (name,)
     options = places(mark.x, mark.y, texts)
     costs = [_cost(box, taken) + box.area * 0.01 * place for place, (box, _) in enumerate(options)]

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitedge.bench.document import Candidate, Document, Interval, Judged, Timed
-from vitedge.bench.frontier import Choice, Point, drop_of, is_choice, locate, machine_names
+from vitedge.bench.frontier import Choice, Point, drop_of, is_choice, locate, machine_names, setting
 from vitedge.bench.plot import three
 
 NAME = 28  # letters of a candidate in a terminal that is narrow
@@ -35,15 +35,24 @@ LEGEND = f"{CHOSEN} to ship   {ON} on the frontier: none is as fast and as accur
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One timing of a candidate. machine, name: what to call them here. point: its place, None where it was not judged."""
+    """One timing of a candidate. machine, name: what to call them here. setting: threads and streams, where there are several.
+
+    point: its place, None where it was not judged.
+    """
 
     document: Document
     candidate: Candidate
     timed: Timed
     machine: str
     name: str
+    setting: str
     point: Point | None
     chosen: bool
+
+    @property
+    def title(self) -> str:
+        """The name, with the threads and streams where there are several."""
+        return ", ".join(filter(None, (self.name, self.setting)))
 
     @property
     def mark(self) -> str:
@@ -159,7 +168,7 @@ def lines(documents: Sequence[Document], choice: Choice | None = None) -> list[L
     points = {_key(p.document, p.candidate, p.timed): p for batch in _all_batches(documents) for p in locate(documents, batch)}
     found = [
         Line(
-            document, one, timed, machine, names[one.name],
+            document, one, timed, machine, names[one.name], setting(timed, documents),
             points.get(_key(document, one, timed)), choice is not None and is_choice(choice, one, timed),
         )
         for document, machine in zip(documents, machines, strict=True)
