@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import vitedge
-from vitedge import cli_bench, cli_run
+from vitedge import cli_bench, cli_report, cli_run
 from vitedge.errors import VitEdgeError
 from vitedge.options import Checkpoint, Images, Json, Labels, Model, Preparation, Ray, require_other, some_seconds
 from vitedge.specs import MAX_BATCH, to_dict
@@ -319,6 +319,9 @@ app.command(epilog="Example: [bold]vitedge run my-vit/int8 --source rtsp://camer
 app.command(epilog="Example: [bold]vitedge bench my-vit/fp32 my-vit/int8 --images photos_by_class --batch 1 --batch 8[/]")(
     cli_bench.bench
 )
+
+
+app.command(epilog="Example: [bold]vitedge report laptop.json orin.json --budget-ms 5 --png frontier.png[/]")(cli_report.report)
 
 
 @app.command(epilog="Example: [bold]vitedge estimate my-vit/int8.onnx --target orin-nano-super --target agx-orin[/]")

@@ -176,7 +176,7 @@ def print_document(document: Document, json_file: Path | None) -> None:
     from vitedge.bench.tables import terminal
 
     choice = usual_choice([document])
-    out.print(terminal([document], None, out.width))
+    out.print(terminal([document], choice, out.width))
     if choice:
         out.print(headline(document, choice), soft_wrap=True, markup=False)
     print_notes([*beaten(document), *document.notes])
