@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import shlex
 import sys
@@ -21,10 +20,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import vitedge
-from vitedge import cli_run
+from vitedge import cli_bench, cli_run
 from vitedge.errors import VitEdgeError
-from vitedge.specs import MAX_BATCH, BenchRow, to_dict
-from vitedge.terminal import ENGINE, Engine, Terminal, chosen_engine, complete_engine, err, out, print_notes
+from vitedge.options import Checkpoint, Images, Json, Model, Preparation, require_other, some_seconds
+from vitedge.specs import MAX_BATCH, to_dict
+from vitedge.terminal import Engine, Terminal, chosen_engine, complete_engine, err, out, print_notes
 from vitedge.workspace import (
     find_graph,
     find_root,
@@ -59,13 +59,6 @@ app = typer.Typer(
     help="Trained PyTorch Vision Transformers as INT8 engines on edge devices, with the cost and the gain measured.",
     epilog="Start with [bold]vitedge doctor[/], then [bold]vitedge make MODEL --images DIR[/].",
 )
-MODEL = "path/file.py:factory, hf:ORG/NAME, timm:NAME or torchvision:NAME."
-Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load: .safetensors, or .pth holding a state dict.")]
-Preparation = Annotated[Path | None, typer.Option("--preprocess", help="TOML: size, mean, std, ... in place of the model's own.")]
-Images = Annotated[
-    Path, typer.Option(help="Folder of real images, searched at any depth; sub-folders are labels.", show_default=False)
-]
 SIDE = "A MODEL as `vitedge export` takes it, an ONNX file, MODEL/VARIANT.onnx, an engine directory or MODEL/VARIANT"
 
 
@@ -79,15 +72,6 @@ def complete_target(typed: str) -> list[str]:
     return [name for name in known_targets() if name.startswith(typed)]
 
 
-def _seconds(given: float) -> float:
-    if not 0 < given < math.inf:
-        raise VitEdgeError(f"engines are timed for some seconds, not for {given:g}", hint="give --seconds a number above 0")
-    return given
-
-
-Engines = Annotated[
-    list[Path], typer.Argument(help=f"{ENGINE}; the first is the reference.", show_default=False, autocompletion=complete_engine)
-]
 RecipeName = Annotated[
     str,
     typer.Option(help="A recipe: int8, bf16, calibration/recipes/NAME.toml, or a .toml file.", autocompletion=complete_recipe),
@@ -99,7 +83,6 @@ Backend = Annotated[
     str | None, typer.Option(help="A backend in place of the target's own: openvino, onnxruntime, tensorrt, tensorrt-rtx.")
 ]
 Tolerance = Annotated[float, typer.Option(help="How far ONNX may lie from torch, as a part of the output's range.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")]
 
 
 @app.command(
@@ -124,7 +107,7 @@ def make(
     min_sqnr: Annotated[
         float | None, typer.Option(help="The same for the output's SQNR in dB, of a model without classes.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long each engine is timed.", callback=_seconds)] = 3.0,
+    seconds: Annotated[float, typer.Option(help="How long each engine is timed.", callback=some_seconds)] = 3.0,
     tolerance: Tolerance = 1e-4,
     json_file: Json = None,
 ) -> None:
@@ -132,16 +115,16 @@ def make(
     from vitedge import pipeline
     from vitedge.bound import Bound, check_bound
 
-    _require_other(json_file, of=[images, judge, checkpoint, preprocess])
+    require_other(json_file, of=[images, judge, checkpoint, preprocess])
     source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
     bound = Bound(max_drop, min_sqnr)
     job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, seconds, bound, backend)
     with contextlib.closing(Terminal()) as terminal:
         result = pipeline.make(job, terminal)
-    if result.report is None:
+    if result.report is None or result.document is None:
         _print_delivery(result, json_file)
         return
-    _print_rows(result.rows, result.notes, json_file)
+    cli_bench.print_document(result.document, json_file)
     for path in result.engines:
         out.print(f"engine: {short_path(path)}", markup=False, soft_wrap=True)
     out.print(f"report: {short_path(result.report)}", markup=False, soft_wrap=True)
@@ -188,7 +171,7 @@ def calibrate(
 
     chosen = load_recipe(recipe)
     path = output or find_root() / "calibration" / "scales" / f"{onnx.stem}.{chosen.name}.json"
-    _require_other(path, of=[onnx, images])
+    require_other(path, of=[onnx, images])
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("calibrate")
         result = compiler.calibrate(
@@ -221,7 +204,7 @@ def quantize(
 
     table = load_table(scales)
     path = output or onnx.with_name(f"{onnx.stem}.{table.recipe.name}.onnx")
-    _require_other(path, of=[onnx, scales, images])
+    require_other(path, of=[onnx, scales, images])
     files = list_images(images) if images else []
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("quantize")
@@ -307,36 +290,9 @@ def refit(
 app.command(epilog="Example: [bold]vitedge run my-vit/int8 --source rtsp://camera/stream --web 8080[/]")(cli_run.run)
 
 
-@app.command(epilog="Example: [bold]vitedge bench my-vit/fp32 my-vit/int8 --images photos_by_class --batch 1 --batch 8[/]")
-def bench(
-    engines: Engines,
-    images: Images,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="A batch size to time; may be repeated. \\[default: 1]")] = None,
-    seconds: Annotated[float, typer.Option(help="How long each engine is timed at each batch size.", callback=_seconds)] = 3.0,
-    throughput: Annotated[
-        bool, typer.Option("--throughput", help="Also count the images a second from disk to answer, with all stages overlapped.")
-    ] = False,
-    report: Annotated[Path | None, typer.Option(help="Also write a self-contained HTML report.")] = None,
-    json_file: Json = None,
-) -> None:
-    """Measure latency, throughput and accuracy of engines side by side, in turns."""
-    from vitedge import pipeline
-    from vitedge.bench.environment import environment
-    from vitedge.bench.report import write_report
-    from vitedge.images import list_images
-
-    notes: list[str] = []
-    folders = [chosen_engine(engine) for engine in engines]
-    _require_other(report, json_file, of=[*folders, images])
-    with contextlib.closing(Terminal()) as terminal:
-        files = list_images(images)
-        rows = pipeline.bench_step(folders, files, batch or [1], seconds, notes=notes, watcher=terminal)
-        if throughput:
-            rows = pipeline.throughput_step(folders, files, rows, seconds, terminal)
-    _print_rows(rows, notes, json_file)
-    if report:
-        write_report(report, rows, environment())
-        out.print(f"report: {report}", markup=False, soft_wrap=True)
+app.command(epilog="Example: [bold]vitedge bench my-vit/fp32 my-vit/int8 --images photos_by_class --batch 1 --batch 8[/]")(
+    cli_bench.bench
+)
 
 
 @app.command(epilog="Example: [bold]vitedge estimate my-vit/int8.onnx --target orin-nano-super --target agx-orin[/]")
@@ -355,7 +311,7 @@ def estimate(
     from vitedge.bench import roofline
 
     path = find_graph(onnx)
-    _require_other(json_file, of=[path])
+    require_other(json_file, of=[path])
     source, work = read_source(path), pipeline.work_of(path)
     found = [roofline.estimate(source, work, load_target(name, backend), batch) for name in target]
     out.print(roofline.estimate_table(found))
@@ -378,7 +334,7 @@ def sensitivity(
     from vitedge.bench import costs
     from vitedge.images import list_images
 
-    _require_other(plot, json_file, of=[onnx, images])
+    require_other(plot, json_file, of=[onnx, images])
     if plot:
         costs.require_html(plot)
     with contextlib.closing(Terminal()) as terminal:
@@ -412,7 +368,7 @@ def verify(
 
     notes: list[str] = []
     sides = [Path(given), Path(against), find_graph(Path(given)) if given.endswith(".onnx") else None]
-    _require_other(json_file, of=[*sides, images, checkpoint, preprocess])
+    require_other(json_file, of=[*sides, images, checkpoint, preprocess])
     files = sample(list_images(images), limit, seed=0)
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("verify")
@@ -436,7 +392,7 @@ def explain(
     batch: Annotated[
         int | None, typer.Option(min=1, help="The batch size to look at. \\[default: what it was built for]", show_default=False)
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long each engine is timed.", callback=_seconds)] = 6.0,
+    seconds: Annotated[float, typer.Option(help="How long each engine is timed.", callback=some_seconds)] = 6.0,
     every: Annotated[bool, typer.Option("--all", help="Show every layer, or of two engines every block.")] = False,
     json_file: Json = None,
 ) -> None:
@@ -446,7 +402,7 @@ def explain(
     from vitedge.bench.explain import explain as examine
 
     folders = [chosen_engine(path) for path in (engine, other) if path]
-    _require_other(json_file, of=folders)
+    require_other(json_file, of=folders)
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("explain")
         found = examine(folders, batch, seconds, terminal.progress)
@@ -538,17 +494,6 @@ def _sentence(error: OSError) -> str:
     raise error
 
 
-def _require_other(*outputs: Path | None, of: Sequence[Path | None]) -> None:
-    """Refuse an output that is one of the inputs, or lies in a folder that is one."""
-    inputs = [path.resolve() for path in of if path and path.exists()]
-    for output in filter(None, outputs):
-        place = output.resolve()
-        if output.exists() and any(path in (place, *place.parents) for path in inputs):
-            raise VitEdgeError(
-                f"{output} is an input of this command and would be overwritten", hint="give another file to write"
-            )
-
-
 def _print_delivery(result: Result, json_file: Path | None) -> None:
     """What was made for a machine that is not this one, where nothing could be measured."""
     unwritten = [f"so {json_file} was not written"] if json_file else []
@@ -567,17 +512,6 @@ def _print_next(bundle: Path) -> None:
     unpack = f"tar xzf {shlex.quote(bundle.name)} && " if archive else ""
     command = f"{unpack}sh {shlex.quote(f'{name}/build.sh')}"
     err.print(f"[dim]next:   copy it to the device, and there: {escape(command)}[/]", soft_wrap=True)
-
-
-def _print_rows(rows: Sequence[BenchRow], notes: Sequence[str], json_file: Path | None) -> None:
-    from vitedge.bench.environment import environment
-    from vitedge.bench.report import beaten, headline, rows_to_json, table
-
-    out.print(table(rows))
-    out.print(headline(rows), soft_wrap=True)
-    print_notes([*beaten(rows), *notes])
-    if json_file:
-        write_json(json_file, rows_to_json(rows, environment()))
 
 
 def _print_verification(found: Verification, notes: Sequence[str], json_file: Path | None, most: int = 20) -> None:

@@ -15,7 +15,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -30,16 +30,16 @@ from vitedge.backends.build import (
     update_target,
     wanted_float_type,
 )
-from vitedge.bench.accuracy import bench_rows
+from vitedge.bench.contenders import MAX_BATCH, Contender, open_contenders
 from vitedge.bench.costs import Analysis
-from vitedge.bench.environment import environment
+from vitedge.bench.document import Document, rows_of
 from vitedge.bench.report import write_report
+from vitedge.bench.run import Plan, benchmark
 from vitedge.bench.throughput import measure_throughput
 from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
 from vitedge.errors import AbsentDeviceError, MissingPackageError, VitEdgeError
 from vitedge.images import ImageFile, list_images, sample, stream
 from vitedge.pack import ARCHIVE, pack
-from vitedge.runtime.engine import open_engine
 from vitedge.specs import TOLERANCE, BenchRow, Recipe, ScaleTable, Target, Work, to_dict
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
 
@@ -97,7 +97,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """The engines (FP32 first), their bench rows, the report, and what was noticed on the way.
+    """The engines (FP32 first), what was measured as rows and in full, the report, and what was noticed on the way.
 
     For a machine that is not this one there are no rows and no report; where it builds for itself, a bundle and no engines.
     """
@@ -107,6 +107,7 @@ class Result:
     report: Path | None
     notes: tuple[str, ...]
     bundle: Path | None = None
+    document: Document | None = None
 
 
 def make(job: Job, watcher: Watcher) -> Result:
@@ -132,8 +133,10 @@ def make(job: Job, watcher: Watcher) -> Result:
     key = bound_key(judged, job.bound)
     graphs = [bounded_before(graph, key, watcher) for graph in quantized]
     folders = [build_step(graph, target, engines, watcher, files) for graph in graphs]
-    batches = sorted({target.batch[0], target.batch[1]})
-    rows = bench_step(folders, judged, batches, job.seconds, notes=notes, watcher=watcher)
+    dataset = (job.judge or job.images).resolve().name
+    plan = Plan(tuple(sorted({target.batch[0], target.batch[1]})), seconds=job.seconds, dataset=dataset)
+    document = bench_step(list(map(str, folders)), judged, plan, watcher)
+    rows = rows_of(document)
     search = Search(model, folders[0], files, judged, job.bound, key, job.root)
     changed = dict[int, Path]()
     for index in missing(rows[: len(graphs)], job.bound):
@@ -141,13 +144,13 @@ def make(job: Job, watcher: Watcher) -> Result:
             changed |= bound_or_note(search, index, quantized[index], watcher, notes)
     if changed:
         folders = [build_step(changed[i], target, engines, watcher, files) if i in changed else f for i, f in enumerate(folders)]
-        rows = bench_step(folders, judged, batches, job.seconds, notes=notes, watcher=watcher)
+        document = bench_step(list(map(str, folders)), judged, plan, watcher)
     if judged is files:
         notes.append("accuracy was measured on the calibration images, which flatters it: give others with --judge")
-    report = model.parent / "report.html"
-    folder = (job.judge or job.images).resolve().name
-    write_report(report, rows, {**environment(), "images": f"{folder}, {rows[0].images} images"})
-    return Result(tuple(folders), tuple(rows), report, tuple(dict.fromkeys(notes)))  # each step reads the same images
+    document = dataclasses.replace(document, notes=tuple(dict.fromkeys([*notes, *document.notes])))  # steps read the same images
+    report, rows = model.parent / "report.html", rows_of(document)
+    write_report(report, rows, {**document.environment, "images": f"{dataset}, {rows[0].images} images"})
+    return Result(tuple(folders), tuple(rows), report, document.notes, document=document)
 
 
 def _absent(target: Target) -> str:
@@ -333,34 +336,45 @@ def work_of(graph: Path) -> Work:
 
 
 def bench_step(
-    folders: Sequence[Path],
+    names: Sequence[str],
     files: Sequence[ImageFile],
-    batches: Sequence[int],
-    seconds: float,
-    *,
-    notes: list[str],
+    plan: Plan,
     watcher: Watcher,
-) -> list[BenchRow]:
-    """Measure engines side by side; the first is the reference of the others."""
+    checkpoint: Path | None = None,
+    preprocess: Path | None = None,
+    *,
+    throughput: bool = False,
+    notes: Sequence[str] = (),
+) -> Document:
+    """Measure engines, ONNX files and torch models side by side; the first is the reference of the others.
+
+    checkpoint, preprocess: of the torch models. notes: to begin those of the document with.
+    """
+    told = list(notes)
     watcher.begin("bench")
-    with ExitStack() as stack:
-        engines = [stack.enter_context(open_engine(folder)) for folder in folders]
-        rows = bench_rows(engines, files, batches, seconds, notes=notes, progress=lambda _, fraction: watcher.progress(fraction))
-    watcher.end("bench", f"{rows[0].images} images, {seconds:g} s an engine, in turns")
-    return rows
+    with open_contenders(names, checkpoint, preprocess, max_batch=max(MAX_BATCH, *plan.batches)) as contenders:
+        document = benchmark(contenders, files, plan, notes=told, progress=lambda stage, part: watcher.progress(part, stage))
+        judged = document.finished[0].judged
+        images = f"{judged.images} images" if judged else "no images"
+        watcher.end("bench", f"{images}, {plan.seconds:g} s an engine, in turns")
+        return throughput_step(contenders, files, document, plan.seconds, watcher) if throughput else document
 
 
 def throughput_step(
-    folders: Sequence[Path], files: Sequence[ImageFile], rows: Sequence[BenchRow], seconds: float, watcher: Watcher
-) -> list[BenchRow]:
-    """Add to the `rows` of engines, in the order of bench_step, how many files a second each can answer."""
+    contenders: Sequence[Contender], files: Sequence[ImageFile], document: Document, seconds: float, watcher: Watcher
+) -> Document:
+    """Add to a document how many files a second each engine that did not fail can answer."""
     watcher.begin("throughput")
-    found = measure_throughput(folders, files, seconds, watcher.progress)
-    ways = ", ".join(f"{one.streams} stream{'' if one.streams == 1 else 's'} of {one.batch:.1f}" for one in found)
+    whole = {one.name for one in document.finished}
+    folders = {one.name: one.folder for one in contenders if one.folder and one.name in whole}
+    found = dict(zip(folders, measure_throughput(list(folders.values()), files, seconds, watcher.progress), strict=True))
+    ways = ", ".join(f"{one.streams} stream{'' if one.streams == 1 else 's'} of {one.batch:.1f}" for one in found.values())
     watcher.end("throughput", f"decoding to answers overlapped, {ways} images a batch")
-    return [
-        dataclasses.replace(row, sustained_per_s=one.images_per_s) for row, one in zip(rows, itertools.cycle(found), strict=False)
-    ]
+    candidates = tuple(
+        dataclasses.replace(one, sustained_per_s=found[one.name].images_per_s) if one.name in found else one
+        for one in document.candidates
+    )
+    return dataclasses.replace(document, candidates=candidates)
 
 
 def sensitivity_step(

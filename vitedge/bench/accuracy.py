@@ -1,7 +1,6 @@
 """Engines and image files in, accuracies out, in one pass over the files.
 
-    [engine, ...] + [ImageFile, ...]  ->  judge       ->  one Accuracy an engine
-                                      ->  bench_rows  ->  BenchRows, with the latencies of latency.py beside them
+    [engine, ...] + [ImageFile, ...]  ->  judge  ->  one Accuracy an engine
 
 Each file is decoded once, prepared once for all engines with the same input contract, and gone when it is scored. The
 first engine is the reference that the others are compared with. Knows nothing of backends, files on disk or reports.
@@ -17,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitedge.bench.latency import Latency, measure, require_batch
-from vitedge.bench.roofline import engine_bound_ms
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.images import ImageFile, labels_of, stream
 from vitedge.preprocess import write_input
-from vitedge.specs import BenchRow, ModelCard, PixelFormat
+from vitedge.specs import ModelCard, PixelFormat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
     from vitedge.runtime.engine import Engine
 
 UNKNOWN = -1  # the class of an image without a usable label
-ROUGH = 0.1  # of the turns: where others disturbed more, the times deserve a note
 FLOAT32_NOISE = 2.0**-48  # noise power below this part of the signal is float32 rounding: SQNR ends at 144.5 dB
 
 
@@ -50,41 +46,6 @@ class Accuracy:
     top5: float | None = None
     agreement: float | None = None
     sqnr_db: float | None = None
-
-
-def bench_rows(
-    engines: Sequence[Engine],
-    files: Sequence[ImageFile],
-    batches: Sequence[int] = (1,),
-    seconds: float = 3.0,
-    *,
-    notes: list[str] | None = None,
-    progress: Callable[[str, float], None] | None = None,
-) -> list[BenchRow]:
-    """Judge every engine on `files` (none: latency alone), then time it at each batch size for `seconds` each.
-
-    Gives one row an engine and batch, batch by batch. notes: as in `judge`, and before them whether other processes
-    disturbed the timing; not for 0 seconds, of which nobody expects exact times. progress: called with a stage, such as
-    "accuracy" or "latency, batch 8", and its finished part, 0 to 1. Raises what `judge` and `measure` raise.
-    """
-    for batch in batches:
-        require_batch(engines, batch)
-
-    def told(stage: str, total: int) -> Callable[[float], None]:
-        return lambda done: progress(stage, done / total) if progress else None
-
-    # Accuracy first, so that the buffers hold real images when they are timed.
-    accuracies = [Accuracy(0)] * len(engines)
-    if files:
-        accuracies = judge(engines, files, notes=notes, progress=told("accuracy", len(files)))
-    rows, latencies = [], list[Latency]()
-    for batch in batches:
-        measured = measure(engines, batch, seconds=seconds, progress=told(f"latency, batch {batch}", 1))
-        rows += [_row(*result) for result in zip(engines, measured, accuracies, strict=True)]
-        latencies += measured
-    if notes is not None and seconds > 0:
-        notes[:0] = _disturbances(latencies)  # ahead of skipped files, of which there may be many
-    return rows
 
 
 def judge(
@@ -290,29 +251,3 @@ def _loose(name: str) -> str:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join([*map(repr, names[:3]), *["..."][: len(names) > 3]]) or "it has none"
-
-
-def _disturbances(latencies: Sequence[Latency]) -> list[str]:
-    disturbed, turns = sum(latency.disturbed for latency in latencies), sum(latency.turns for latency in latencies)
-    busy = f"another process was busy in {disturbed} of {turns} turns: the times are rough"
-    return [busy] if disturbed > ROUGH * turns else []
-
-
-def _row(engine: Engine, latency: Latency, accuracy: Accuracy) -> BenchRow:
-    return BenchRow(
-        model=engine.manifest.card.name,
-        variant=engine.manifest.variant,
-        backend=engine.manifest.backend,
-        batch=latency.batch,
-        p50_ms=latency.p50_ms,
-        p90_ms=latency.p90_ms,
-        p99_ms=latency.p99_ms,
-        images_per_s=latency.images_per_s,
-        size_mib=engine.size_mib,
-        images=accuracy.images,
-        top1=accuracy.top1,
-        top5=accuracy.top5,
-        agreement=accuracy.agreement,
-        sqnr_db=accuracy.sqnr_db,
-        bound_ms=engine_bound_ms(engine.manifest, latency.batch),
-    )

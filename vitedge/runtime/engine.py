@@ -26,10 +26,11 @@ from vitedge.specs import Manifest, ModelCard, PixelFormat
 from vitedge.workspace import find_engines, short_path
 
 
-def open_engine(path: str | Path, streams: int | None = None) -> Engine:
+def open_engine(path: str | Path, streams: int | None = None, threads: int | None = None) -> Engine:
     """Open the engine in the directory `path`, after checking that it is whole and fits this machine.
 
-    streams: how many forks of it compute at a time, 0 for as many as the backend finds best; by default what its target says.
+    streams: how many forks of it compute at a time, 0 for as many as the backend finds best. threads: of the processor, for all
+    of them together. By default, both as its target says.
     EngineError: not an engine, a plan that was changed or cut short, one made by a newer backend, or one whose float
     type this device does not compute in.
     """
@@ -49,8 +50,11 @@ def open_engine(path: str | Path, streams: int | None = None) -> Engine:
             f"{folder} computes in {manifest.float_type}, which {backend.device(manifest.target)} does not do natively",
             hint="build the engine again on this machine",
         )
-    if streams is not None:
-        manifest = replace(manifest, target=replace(manifest.target, streams=streams))
+    target = manifest.target
+    manifest = replace(
+        manifest,
+        target=replace(target, streams=target.streams if streams is None else streams, threads=threads or target.threads),
+    )
     return Engine(folder, manifest, backend.open(folder, manifest.card, manifest.target, manifest.float_type))
 
 

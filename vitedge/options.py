@@ -1,0 +1,39 @@
+"""Options and arguments that several commands take, what they say in --help, and what is refused before any work is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitedge.errors import VitEdgeError
+
+MODEL = "path/file.py:factory, hf:ORG/NAME, timm:NAME or torchvision:NAME."
+Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load: .safetensors, or .pth holding a state dict.")]
+Preparation = Annotated[Path | None, typer.Option("--preprocess", help="TOML: size, mean, std, ... in place of the model's own.")]
+Images = Annotated[
+    Path, typer.Option(help="Folder of real images, searched at any depth; sub-folders are labels.", show_default=False)
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")]
+
+
+def some_seconds(given: float) -> float:
+    """A time that something can be measured for; any other is a VitEdgeError."""
+    if not 0 < given < math.inf:
+        raise VitEdgeError(f"engines are timed for some seconds, not for {given:g}", hint="give --seconds a number above 0")
+    return given
+
+
+def require_other(*outputs: Path | None, of: Sequence[Path | None]) -> None:
+    """Refuse an output that is one of the inputs, or lies in a folder that is one."""
+    inputs = [path.resolve() for path in of if path and path.exists()]
+    for output in filter(None, outputs):
+        place = output.resolve()
+        if output.exists() and any(path in (place, *place.parents) for path in inputs):
+            raise VitEdgeError(
+                f"{output} is an input of this command and would be overwritten", hint="give another file to write"
+            )
