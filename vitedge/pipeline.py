@@ -65,13 +65,16 @@ class Watcher(Protocol):
 class ModelSource:
     """Where a model comes from: its name (see `load_model`), and files in place of what the name brings along.
 
-    tolerance: how far ONNX may lie from torch, as a part of the output's range.
+    tolerance: how far ONNX may lie from torch, as a part of the output's range. merge_tokens: how many tokens each block
+    merges, or one number a block (see compiler/merging.py). size: of the image, in place of the model's own.
     """
 
     name: str
     checkpoint: Path | None = None
     preprocess: Path | None = None
     tolerance: float = TOLERANCE
+    merge_tokens: tuple[int, ...] | int = 0
+    size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -191,6 +194,8 @@ def pack_step(graphs: Sequence[Path], target: Target, output: Path, watcher: Wat
 
 def export_step(source: ModelSource, files: Sequence[ImageFile], engines: Path, watcher: Watcher) -> Path:
     """The float ONNX file of a model, compared with torch when it is made."""
+    if source.merge_tokens or source.size is not None:
+        raise VitEdgeError("merging tokens and changing the input's size are not there yet")
     key = _source_key(source)
     for existing in filter(is_readable, engines.glob(f"*/fp32-{key}.onnx")):
         watcher.end("export", f"{short_path(existing)} is fresh")
