@@ -21,7 +21,10 @@ GLYPH, LINE = 9.2, 21.0  # a label's character and line in those units, as large
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Maps values from `low` to `high` to units from `start` to `end`; ticks at round values."""
+    """Maps values from `low` to `high` to units from `start` to `end`; ticks at round values.
+
+    step: from tick to tick; 0 for a logarithmic axis, whose ticks are 1, 2 and 5 times the powers of ten.
+    """
 
     low: float
     high: float
@@ -31,14 +34,24 @@ class Axis:
 
     def at(self, value: float) -> float:
         """The position of a value, in units."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        low, high = (self.low, self.high) if self.step else (math.log(self.low), math.log(self.high))
+        place = value if self.step else math.log(max(value, self.low / 10))
+        return self.start + (place - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, least: float = 0, most: float = math.inf) -> list[tuple[float, str]]:
         """Position and text of each tick from `least` to `most`."""
+        if not self.step:
+            return [(self.at(value), f"{value:,.{max(0, -math.floor(math.log10(value)))}f}") for value in self._decades()]
         first = math.ceil(max(self.low, least) / self.step - 1e-9)
         last = math.floor(min(self.high, most) / self.step + 1e-9)
         digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
         return [(self.at(i * self.step), f"{i * self.step:,.{digits}f}") for i in range(first, last + 1)]
+
+    def _decades(self) -> list[float]:
+        """1, 2 and 5 times the powers of ten; the powers alone where that would be too many."""
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        digits = (1, 2, 5) if len(powers) <= 4 else (1,)
+        return [value for power in powers for digit in digits if self.low <= (value := digit * 10.0**power) <= self.high]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +81,13 @@ class _Point:
 
 
 @dataclass(frozen=True, slots=True)
-class _Box:
+class Box:
     left: float
     top: float
     right: float
     bottom: float
 
-    def overlap(self, other: _Box) -> float:
+    def overlap(self, other: Box) -> float:
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, width) * max(0.0, height)
@@ -84,7 +97,7 @@ class _Box:
         return (self.right - self.left) * (self.bottom - self.top)
 
 
-FRAME = _Box(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
+FRAME = Box(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
 
 
 def plot(rows: Sequence[BenchRow], names: Mapping[BenchRow, str]) -> str:
@@ -151,6 +164,27 @@ def axis(low: float, high: float, start: float, end: float) -> Axis:
     return Axis(low, high, start, end, next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999))
 
 
+def log_axis(low: float, high: float, start: float, end: float) -> Axis:
+    """A logarithmic axis from `low` above 0 to `high`."""
+    return Axis(low, high, start, end, 0.0)
+
+
+def places(x: float, y: float, texts: Sequence[str]) -> list[tuple[Box, str]]:
+    """Where the lines of a label of a point may stand, best first: beside it, above, below, in the corners."""
+    width, height = max(map(len, texts)) * GLYPH, len(texts) * LINE
+    spots = [
+        (x + 14, y - height / 2, "start"),
+        (x - 14 - width, y - height / 2, "end"),
+        (x - width / 2, y - 12 - height, "middle"),
+        (x - width / 2, y + 12, "middle"),
+        (x + 6, y - 10 - height, "start"),
+        (x + 6, y + 10, "start"),
+        (x - 6 - width, y - 10 - height, "end"),
+        (x - 6 - width, y + 10, "end"),
+    ]
+    return [(Box(left, top, left + width, top + height), anchor) for left, top, anchor in spots]
+
+
 def _vertical_axis(values: list[float]) -> Axis:
     """Room around the values; two points or dB at least, so that noise does not look like a difference."""
     middle, spread = (min(values) + max(values)) / 2, max(max(values) - min(values), 2.0)
@@ -159,7 +193,7 @@ def _vertical_axis(values: list[float]) -> Axis:
 
 def _marks(points: Sequence[_Point], x: Axis) -> str:
     """Points, spreads and labels; a label goes where it hides nothing, or the least."""
-    taken = [_Box(p.x - 8, p.y - 8, max(p.x + 8, x.at(p.row.p90_ms)), p.y + 8) for p in points]
+    taken = [Box(p.x - 8, p.y - 8, max(p.x + 8, x.at(p.row.p90_ms)), p.y + 8) for p in points]
     marks = []
     for point in points:
         box, anchor = min(_places(point), key=lambda place: _cost(place[0], taken))
@@ -177,7 +211,7 @@ def _marks(points: Sequence[_Point], x: Axis) -> str:
     return "".join(marks)
 
 
-def _places(point: _Point) -> list[tuple[_Box, str]]:
+def _places(point: _Point) -> list[tuple[Box, str]]:
     """Where the label of a point may stand, best first: beside it, above, below, in the corners."""
     width, height = max(map(len, point.lines)) * GLYPH, 2 * LINE
     x, y = point.x, point.y
@@ -191,9 +225,9 @@ def _places(point: _Point) -> list[tuple[_Box, str]]:
         (x - 6 - width, y - 10 - height, "end"),
         (x - 6 - width, y + 10, "end"),
     ]
-    return [(_Box(left, top, left + width, top + height), anchor) for left, top, anchor in spots]
+    return [(Box(left, top, left + width, top + height), anchor) for left, top, anchor in spots]
 
 
-def _cost(box: _Box, taken: Sequence[_Box]) -> float:
+def _cost(box: Box, taken: Sequence[Box]) -> float:
     """The area hidden by a label, or lost outside of the frame."""
     return sum(map(box.overlap, taken)) + 2 * (box.area - box.overlap(FRAME))

@@ -1,0 +1,363 @@
+"""Documents in, tables out: for a terminal of any width, for Markdown, for a spreadsheet.
+
+    [Document, ...]  ->  lines  ->  [Line, ...]: one a timing, as a reader calls it
+    lines            ->  terminal  ->  what rich prints, as wide as there is room
+                     ->  markdown  ->  a table and the choice
+                     ->  csv_text  ->  every figure of every timing
+
+A column in which nothing was measured is left out. "±" is half of the interval of 95 %. "× bound" is p50 over the time that
+no engine of this graph can beat on this device (see roofline.py); "files/s" is the rate from disk to answer (see throughput.py).
+Knows nothing of how anything was measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vitedge.bench.document import Candidate, Document, Interval, Judged, Timed
+from vitedge.bench.frontier import Choice, Point, drop_of, locate, machine_names
+
+NAME = 28  # letters of a candidate in a terminal that is narrow
+CHOSEN, ON, MAYBE = "★", "●", "○"
+LEGEND = f"{CHOSEN} to ship   {ON} on the frontier: none is as fast and as accurate   {MAYBE} on it or off it, within the noise"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One timing of a candidate. machine, name: what to call them here. point: its place, None where it was not judged."""
+
+    document: Document
+    candidate: Candidate
+    timed: Timed
+    machine: str
+    name: str
+    point: Point | None
+    chosen: bool
+
+    @property
+    def mark(self) -> str:
+        """Whether it is the one to ship, on the frontier, or may be on it; "" where it surely is not."""
+        if self.chosen:
+            return CHOSEN
+        if self.point is None:
+            return ""
+        return (ON if self.point.frontier else "") if self.point.certain else MAYBE
+
+    @property
+    def judged(self) -> Judged:
+        """What it answered, of no images where it was not judged."""
+        return self.candidate.judged or Judged(0)
+
+    @property
+    def drop(self) -> float | None:
+        """Points lost against the reference."""
+        return None if self.candidate.name == self.document.reference else drop_of(self.document, self.candidate)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How one figure of a line is shown.
+
+    digits: behind the point; None for as many as make three in all. spread: its interval. best: set in bold, among the lines of a
+    document and batch. last, plain: when a narrow terminal gives up the column, and its interval; the highest goes first.
+    """
+
+    head: str
+    value: Callable[[Line], str | float | None]
+    about: str
+    digits: int | None = 0
+    spread: Callable[[Line], Interval | None] = lambda line: None
+    best: Literal["low", "high"] | None = None
+    last: int = 0
+    plain: int = 0
+
+    def text(self, line: Line, spread: bool = True) -> str:
+        """The figure, with half of its interval if `spread`; a dash where there is none."""
+        value = self.value(line)
+        if value is None or isinstance(value, str):
+            return value or "–"
+        digits = self._digits(value)
+        between = self.spread(line) if spread else None
+        return f"{value:,.{digits}f}" + (f" ±{(between.high - between.low) / 2:,.{digits}f}" if between else "")
+
+    def is_number(self, lines: Sequence[Line]) -> bool:
+        """Whether it aligns to the right."""
+        return any(isinstance(self.value(line), (int, float)) for line in lines)
+
+    def is_best(self, line: Line, lines: Sequence[Line]) -> bool:
+        """Whether the line has the best of several values that do not all look the same."""
+        rivals = [one for one in lines if one.document is line.document and one.timed.batch == line.timed.batch]
+        values = [value for one in rivals if isinstance(value := self.value(one), (int, float))]
+        if not self.best or len({self.text(one, False) for one in rivals if self.value(one) is not None}) < 2:
+            return False
+        return self.value(line) == (min(values) if self.best == "low" else max(values))
+
+    def _digits(self, value: float) -> int:
+        if self.digits is not None or not math.isfinite(value):
+            return self.digits or 0
+        return max(0, 2 - math.floor(math.log10(abs(value) or 1)))
+
+
+COLUMNS = (
+    Column("", lambda line: line.mark, LEGEND),
+    Column("machine", lambda line: line.machine, "where it was measured"),
+    Column("candidate", lambda line: line.name, "what was measured"),
+    Column("model", lambda line: line.candidate.model, "the model's name", last=45),
+    Column("runtime", lambda line: line.candidate.runtime, "what ran it", last=40),
+    Column("batch", lambda line: line.timed.batch, "images in a call", last=5),
+    Column("threads", lambda line: line.timed.threads or "all", "of the processor"),
+    Column("streams", lambda line: line.timed.streams, "calls under way at a time"),
+    Column(
+        "p50 ms", lambda line: line.timed.p50_ms, "half of the calls took no longer", 2,
+        lambda line: line.timed.p50, "low", 0, 70,
+    ),
+    Column("p99 ms", lambda line: line.timed.p99_ms, "all calls but one in a hundred took no longer", 2, best="low", last=60),
+    Column("images/s", lambda line: line.timed.images_per_s, "answered in a second", None, best="high", last=50),
+    Column(
+        "speed-up", lambda line: line.timed.speedup, "how many times as fast as the reference, round by round", 2,
+        lambda line: line.timed.speedup_interval, None, 20, 30,
+    ),
+    Column(
+        "top-1 %", lambda line: line.judged.top1, "images whose first answer is right", 2,
+        lambda line: line.judged.top1_interval, "high", 0, 75,
+    ),
+    Column(
+        "drop", lambda line: line.drop, "points of top-1, else of agreement, lost against the reference, image by image", 2,
+        lambda line: line.judged.drop_interval, None, 10, 35,
+    ),
+    Column("agreement %", lambda line: line.judged.agreement, "images with the reference's answer", 2, best="high", last=55),
+    Column("SQNR dB", lambda line: line.judged.sqnr_db, "of the output against the reference's", 1, best="high", last=80),
+    Column("× bound", lambda line: _over_bound(line.timed), "p50 over the time that no engine can beat", 1, last=85),
+    Column("size MiB", lambda line: line.candidate.size_mib or None, "on disk", 1, best="low", last=65),
+)  # fmt: skip
+MORE_COLUMNS = (
+    Column("p90 ms", lambda line: line.timed.p90_ms, "nine calls in ten took no longer", 2, best="low"),
+    Column("max ms", lambda line: line.timed.max_ms, "no call took longer", 2, best="low"),
+    Column("jitter ms", lambda line: line.timed.jitter_ms, "from one call to the next, on average", 3, best="low"),
+    Column("end to end ms", lambda line: line.timed.end_to_end_ms, "from a decoded picture to its answer", 2, best="low"),
+    Column("files/s", lambda line: line.candidate.sustained_per_s, "from disk to answer", None, best="high"),
+    Column("top-5 %", lambda line: line.judged.top5, "images with the right answer among the first five", 2, best="high"),
+    Column("opens in ms", lambda line: line.candidate.open_ms or None, "until it can be called", 0, best="low"),
+    Column("first call ms", lambda line: line.candidate.first_ms or None, "the first call after it opened", 1, best="low"),
+    Column("memory MiB", lambda line: line.candidate.peak_mib, "the most that it took", 0, best="low"),
+    Column("power W", lambda line: line.timed.power_w, "while it runs", 1, best="low"),
+    Column("mJ an image", lambda line: line.timed.energy_mj, "energy", None, best="low"),
+    Column("calls", lambda line: line.timed.calls, "that were timed"),
+    Column("disturbed", lambda line: line.timed.disturbed, "rounds of which other processes had a share"),
+)
+
+
+def lines(documents: Sequence[Document], choice: Choice | None = None) -> list[Line]:
+    """A line for each timing of each candidate that finished: machine by machine, batch by batch, the reference first."""
+    machines, names = machine_names(documents), display_names(documents)
+    points = {_key(p.document, p.candidate, p.timed): p for batch in _all_batches(documents) for p in locate(documents, batch)}
+    chosen = choice and _key(choice.document, choice.candidate, choice.timed)
+    found = [
+        Line(
+            document, one, timed, machine, names[one.name],
+            points.get(_key(document, one, timed)), _key(document, one, timed) == chosen,
+        )
+        for document, machine in zip(documents, machines, strict=True)
+        for one in document.finished
+        for timed in one.timings
+    ]  # fmt: skip
+    place = {id(document): index for index, document in enumerate(documents)}
+    return sorted(found, key=lambda line: (place[id(line.document)], line.timed.batch))
+
+
+def failures(documents: Sequence[Document]) -> list[tuple[str, str]]:
+    """What did not finish, and why."""
+    names = display_names(documents)
+    several = len(documents) > 1
+    return [
+        (names[one.name] + (f" on {machine}" if several else ""), one.failed)
+        for document, machine in zip(documents, machine_names(documents), strict=True)
+        for one in document.candidates
+        if one.failed
+    ]
+
+
+def display_names(documents: Sequence[Document]) -> dict[str, str]:
+    """What to call each candidate: its name, without the model where all are of one model and say so."""
+    names = list(dict.fromkeys(one.name for document in documents for one in document.candidates))
+    heads = {name.partition("/")[0] for name in names if "/" in name}
+    if len(heads) == 1 and all(re.fullmatch(r"[^/]+/[^/]+", name) for name in names):
+        return {name: name.partition("/")[2] for name in names}
+    return {name: name for name in names}
+
+
+def columns(shown: Sequence[Line], of: Sequence[Column] = COLUMNS) -> list[Column]:
+    """The columns that say something of these lines: one that is the same for all is left out if it only names."""
+    naming = {"machine", "model", "runtime", "threads", "streams"}
+    found = []
+    for column in of:
+        values = {column.value(line) for line in shown}
+        if values - {None, ""} and (column.head not in naming or len(values) > 1):
+            found.append(column)
+    return found
+
+
+def terminal(documents: Sequence[Document], choice: Choice | None = None, width: int = 160) -> RenderableType:
+    """The table for a terminal of `width` columns, what failed below it, and the choice in a sentence."""
+    shown = lines(documents, choice)
+    parts: list[RenderableType] = [_fitted(shown, width)] if shown else []
+    if any(line.mark in (ON, MAYBE) for line in shown):
+        parts.append(Text(LEGEND, "dim"))
+    parts += [Text.assemble((name, "bold"), " failed: ", (reason, "red")) for name, reason in failures(documents)]
+    return Group(*parts, *([Text(choice.why)] if choice else []))
+
+
+def markdown(documents: Sequence[Document], choice: Choice | None = None) -> str:
+    """The choice, the table, what failed, the notes and the machines, as Markdown."""
+    shown = lines(documents, choice)
+    heads = columns(shown)
+    rows = [[column.text(line) for column in heads] for line in shown]
+    parts = [_plain(choice.why)] if choice else []
+    if shown:
+        rule = ["---:" if column.is_number(shown) else "---" for column in heads]
+        parts.append("\n".join(_markdown_row(row) for row in ([column.head for column in heads], rule, *rows)))
+        parts.append(LEGEND)
+    failed = [f"* {_plain(name)} failed: {_plain(reason)}" for name, reason in failures(documents)]
+    notes = [f"* {_plain(note)}" for note in dict.fromkeys(note for document in documents for note in document.notes)]
+    about = [f"* {_plain(_about(document))}" for document in documents]
+    return "\n\n".join([*parts, *("\n".join(block) for block in (failed, notes, about) if block)]) + "\n"
+
+
+def csv_text(documents: Sequence[Document], choice: Choice | None = None) -> str:
+    """A line for each timing, and one for each candidate that has none, with every figure; the first line names them."""
+    shown = {_key(line.document, line.candidate, line.timed): line for line in lines(documents, choice)}
+    names = ["machine", "date", "dataset", "reference", *_flat_names(Candidate), *_flat_names(Judged), *_flat_names(Timed)]
+    names += ["p50_ms", "p90_ms", "p99_ms", "max_ms", "frontier", "certain", "chosen"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(names)), lineterminator="\n")
+    writer.writeheader()
+    for document, machine in zip(documents, machine_names(documents), strict=True):
+        start = {"machine": machine, "date": document.environment.get("date", ""), "dataset": document.dataset}
+        for one in document.candidates:
+            about = {**start, "reference": document.reference, **dict(_flat(one)), **dict(_flat(one.judged))}
+            for timed in one.timings or (None,):
+                row = {**about, **dict(_flat(timed)), **(_ends(timed, shown.get(_key(document, one, timed))) if timed else {})}
+                writer.writerow({name: _cell(value) for name, value in row.items()})
+    return text.getvalue()
+
+
+def _over_bound(timed: Timed) -> float | None:
+    return timed.p50_ms / timed.bound_ms if timed.bound_ms else None
+
+
+def _key(document: Document, candidate: Candidate, timed: Timed) -> tuple[int, str, int]:
+    """What tells a timing from all others; candidates may share one."""
+    return id(document), candidate.name, id(timed)
+
+
+def _all_batches(documents: Sequence[Document]) -> list[int]:
+    return sorted({timed.batch for document in documents for one in document.finished for timed in one.timings})
+
+
+def _fitted(shown: Sequence[Line], width: int) -> Table:
+    """The table with as many columns and intervals as there is room for."""
+    kept = columns(shown)
+    wide = {column.head for column in kept}  # those that show their interval
+    for _ in range(2 * len(kept)):
+        if _width(kept, wide, shown) <= width:
+            break
+        droppable = [(column.last, column, True) for column in kept if column.last]
+        droppable += [(column.plain, column, False) for column in kept if column.plain and column.head in wide]
+        if not droppable:
+            break
+        _, column, whole = max(droppable, key=lambda entry: entry[0])
+        wide.discard(column.head)
+        kept = [one for one in kept if one is not column] if whole else kept
+    return _table(kept, wide, shown)
+
+
+def _width(kept: Sequence[Column], wide: set[str], shown: Sequence[Line]) -> int:
+    longest = [max(len(column.head), *(len(column.text(line, column.head in wide)) for line in shown)) for column in kept]
+    limits = [
+        min(size, NAME) if column.head in ("candidate", "machine") else size for size, column in zip(longest, kept, strict=True)
+    ]
+    return sum(limits) + 2 * (len(kept) - 1)
+
+
+def _table(kept: Sequence[Column], wide: set[str], shown: Sequence[Line]) -> Table:
+    result = Table(box=None, pad_edge=False, header_style="dim")
+    for column in kept:
+        number = column.is_number(shown)
+        result.add_column(column.head, justify="right" if number else "left", no_wrap=number or not column.head)
+    for line in shown:
+        cells = []
+        for column in kept:
+            text = column.text(line, column.head in wide) if column.head else line.mark
+            style = "bold" if column.is_best(line, shown) or (line.chosen and column.head == "candidate") else ""
+            cells.append(Text(text, style, no_wrap=True, overflow="ellipsis"))
+        result.add_row(*cells)
+    return result
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_plain, cells))} |"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split())) if re.search(r"[^-:]", text) else text
+
+
+def _about(document: Document) -> str:
+    """Where, when, on what and how a document was made, in a line."""
+    known = (document.environment.get(key, "") for key in ("machine", "date", "command"))
+    return ", ".join(filter(None, (*known, document.dataset)))
+
+
+def _flat_names(kind: type[Any]) -> list[str]:
+    """The columns that the figures of a dataclass take in a CSV: its scalars, and both ends of its intervals."""
+    names = []
+    for field in dataclasses.fields(kind):
+        if "Interval" in str(field.type):
+            names += [f"{field.name}_low", f"{field.name}_high"]
+        elif not str(field.type).startswith("tuple") and field.name not in ("judged", "right"):
+            names.append(field.name)
+    return names
+
+
+def _flat(spec: Any) -> Iterator[tuple[str, Any]]:
+    if spec is None:
+        return
+    wanted = set(_flat_names(type(spec)))
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if isinstance(value, Interval):
+            yield f"{field.name}_low", value.low
+            yield f"{field.name}_high", value.high
+        elif field.name in wanted:
+            yield field.name, value
+
+
+def _ends(timed: Timed, line: Line | None) -> dict[str, Any]:
+    """What is not a field, but read off the fields."""
+    point = line.point if line else None
+    return {
+        "p50_ms": timed.p50_ms,
+        "p90_ms": timed.p90_ms,
+        "p99_ms": timed.p99_ms,
+        "max_ms": timed.max_ms,
+        "frontier": point.frontier if point else None,
+        "certain": point.certain if point else None,
+        "chosen": line.chosen if line else None,
+    }
+
+
+def _cell(value: Any) -> Any:
+    """A value for a spreadsheet; a text that it would take for a formula is quoted."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
