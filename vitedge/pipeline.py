@@ -117,7 +117,7 @@ def make(job: Job, watcher: Watcher) -> Result:
     """Run every step that is not fresh, then measure all engines side by side."""
     recipes = [load_recipe(name) for name in job.recipes]
     target = load_target(job.target, job.backend)
-    absent = _absent(target)  # unknown or not installed: said before any work is done
+    absent = absent(target)  # unknown or not installed: said before any work is done
     if absent and job.bound:
         hint = "set min_sqnr_db in the recipe, which needs no engine; or find out with --target cpu what the bound takes"
         raise VitEdgeError(f"--max-drop and --min-sqnr are held against engines, and {absent}", hint=hint)
@@ -156,7 +156,7 @@ def make(job: Job, watcher: Watcher) -> Result:
     return Result(tuple(folders), tuple(rows), report, document.notes, document=document)
 
 
-def _absent(target: Target) -> str:
+def absent(target: Target) -> str:
     """Why an engine for `target` cannot be measured here, as the rest of a sentence; "" where it can."""
     backend = load_backend(target.backend)
     try:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 WORST_POINTS = 10.0  # of top-1 or agreement: who loses more is worth nothing
 FINE_POINTS = 0.1  # below this, points are counted linearly, above it by their logarithm
-WORST_DB, BEST_DB = 6.0, 50.0  # SQNR of an output that is worth nothing, and above which more is worth nothing
+WORST_DB, BEST_DB = 6.0, 60.0  # SQNR of an output that is worth nothing, and above which more is worth nothing
 SILENT = 2.0**-48  # noise of float32 rounding, as in compiler/sensitivity.py
 POWER = 0.85  # latency goes with the work to this power, until it is measured
 HOPE = 0.8  # of the least loss seen: what an INT8 recipe not tried yet may have
@@ -98,7 +98,7 @@ class Goal:
         if self.points:
             worth = 1 - math.log1p(max(loss, 0.0) / FINE_POINTS) / math.log1p(WORST_POINTS / FINE_POINTS)
         else:
-            worth = (-10 * math.log10(max(loss, SILENT)) - WORST_DB) / (BEST_DB - WORST_DB)
+            worth = (decibels(loss) - WORST_DB) / (BEST_DB - WORST_DB)
         return min(max(worth, 0.0), 1.0)
 
     def fits(self, ratio: float, loss: float) -> bool:
@@ -147,6 +147,11 @@ class Space:
         return seen / self.blocks / self.tokens
 
 
+def decibels(noise: float) -> float:
+    """The SQNR of a noise that is given as a part of the signal."""
+    return -10 * math.log10(max(noise, SILENT))
+
+
 Freeing = Callable[[int], tuple[float, float]]  # Linears in float -> factors of the recipe's loss and of its latency
 
 
@@ -172,10 +177,11 @@ class Search:
         seconds: Callable[[Trial], float],
         rungs: Sequence[int],
         required: Sequence[Design] = (),
+        freeing: Freeing = hopeful,
     ) -> None:
         self.space, self.goal, self.rungs = space, goal, tuple(rungs)
         self.found: dict[Design, Found] = {}
-        self.freeing: Freeing = hopeful
+        self.freeing = freeing
         self._seconds = seconds
         self._required = tuple(required)
         self._open = dict.fromkeys(space.designs())
@@ -203,9 +209,7 @@ class Search:
             trial = Trial(design, self.rungs[0])
             if design in self._open and self._seconds(trial) <= left_s:
                 return trial
-        if (trial := self._promotion(left_s, halving=True)) is not None:
-            return trial
-        return self._new(left_s) or self._promotion(left_s, halving=False)
+        return self._promotion(left_s, halving=True) or self._new(left_s) or self._promotion(left_s, halving=False)
 
     def frontier(self) -> list[Found]:
         """What may lie on the frontier, by all that was measured, the fastest first."""

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vitedge import __version__
+from vitedge.backends.build import read_source
 from vitedge.bench.contenders import open_contenders
 from vitedge.bench.document import Candidate, Document, Judged
+from vitedge.bench.frontier import drop_of
 from vitedge.bench.run import Plan, benchmark
 from vitedge.bound import costs_step, loosen_step
 from vitedge.errors import VitEdgeError
 from vitedge.images import ImageFile, sample
-from vitedge.pipeline import ModelSource, Watcher, build_step, export_step, quantize_step
+from vitedge.pipeline import ModelSource, build_step, export_step, quantize_step
 from vitedge.search import Design, Found, Space, Trial, hopeful
 from vitedge.specs import FloatType, Recipe, Target, from_dict, to_dict
 from vitedge.workspace import content_key, sha256, writing
@@ -35,11 +37,11 @@ if TYPE_CHECKING:
 
 REFERENCE = Design("fp32")  # the float model as it was exported
 TIMED_S = 0.6  # of each of the two, in a trial
-FIXED_S = 4.0  # of a trial's measurement beside the images, until one was made
-EXPORT_S, BUILD_S, LOOSEN_S = 15.0, 3.0, 5.0  # likewise
+FIRST_IMAGES = 64  # that the reference is measured on alone
+EXPORT_S, BUILD_S, LOOSEN_S = 15.0, 3.0, 5.0  # that a step is expected to take, until one was made
 PASSES = 4  # over its images, at the speed of the reference, that calibrating and quantizing are expected to take
 COSTS_S = 1.0  # a Linear
-IMAGE_S = 0.02  # of decoding and preparing, likewise
+LEAST_IMAGE_S = 1e-5
 GAINED = 0.5  # of the time that sensitivity.py's model adds for a Linear in float, on a processor with bf16
 
 
@@ -151,12 +153,12 @@ class Workshop:
         self._points: dict[str, list[Point]] = {}
         self._work: Callable[[int, int], float] = lambda merged, size: 1.0
 
-    def begin(self) -> tuple[Path, Document]:
-        """The reference's graph, and its engine measured alone: raises what stops all the rest."""
-        folder, judged = self.build(REFERENCE), self.materials.judged
-        document = self.benchmark([folder], judged[:1], TIMED_S)
+    def begin(self) -> Path:
+        """The reference's graph, once its engine was measured alone: raises what stops all the rest."""
+        folder = self.build(REFERENCE)
+        document = self.benchmark([folder], sample(self.materials.judged, FIRST_IMAGES, 0), TIMED_S)
         self.reference_ms = document.candidates[0].timings[0].p50_ms
-        return self._model(REFERENCE), document
+        return self._model(REFERENCE)
 
     def within(self, space: Space) -> None:
         """How fewer tokens shorten the steps."""
@@ -203,11 +205,11 @@ class Workshop:
 
     def benchmark(self, folders: Sequence[Path], files: Sequence[ImageFile], seconds: float) -> Document:
         """Engines side by side, without all that a trial need not know."""
-        began, accuracy = self._clock(), [0.0, 0.0]
+        began, judging = self._clock(), list[tuple[float, float]]()
 
         def progress(stage: str, done: float) -> None:
             if stage == "accuracy":
-                accuracy[bool(accuracy[0])] = self._clock()
+                judging.append((self._clock(), done))
             self._watcher.progress(done, "measure")
 
         plan = Plan((self.materials.batch,), seconds=seconds, end_to_end=False)
@@ -216,16 +218,15 @@ class Workshop:
         for candidate in document.candidates:
             if candidate.failed:
                 raise VitEdgeError(f"{candidate.name} failed {candidate.failed}")
-        if len(folders) == 2:
-            judging = max(accuracy[1] - accuracy[0], 0.0)
-            self.took.seconds |= {"image": judging / len(files), "measure": self._clock() - began - judging}
+        pairs, image_s = 2 / len(folders), _image_s(judging, len(files))
+        took_s = self._clock() - began - image_s * len(files)
+        self.took.seconds |= {"image": max(image_s, LEAST_IMAGE_S) * pairs, "measure": max(took_s, 0.0) * pairs}
         return document
 
     def seconds(self, trial: Trial) -> float:
         """What a trial will take, by what others took."""
         took = self.took.seconds
-        image_s = took.get("image", 2.5 * self.reference_ms / 1000 + IMAGE_S)
-        return self._building_s(trial.design) + took.get("measure", FIXED_S) + trial.images * image_s
+        return self._building_s(trial.design) + took["measure"] + trial.images * took["image"]
 
     def freeing(self, freed: int) -> tuple[float, float]:
         """The factors of loss and of latency of so many Linears in float (see search.Freeing)."""
@@ -239,8 +240,6 @@ class Workshop:
     @property
     def counts_points(self) -> bool:
         """Whether losses are points of top-1 or agreement, and not noise."""
-        from vitedge.backends.build import read_source
-
         return read_source(self._model(REFERENCE)).card.task == "classify"
 
     def _model(self, design: Design) -> Path:
@@ -299,11 +298,11 @@ class Workshop:
         return content_key(to_dict(self.materials.recipes[recipe]) if recipe != REFERENCE.recipe else recipe)
 
     def _found(self, design: Design, document: Document) -> Found:
-        reference, candidate = document.candidates
+        candidate = document.candidates[1]
         speedup = candidate.timings[0].speedup
-        if speedup is None or candidate.judged is None or reference.judged is None:
+        if speedup is None or candidate.judged is None:
             raise VitEdgeError(f"{candidate.name} was not measured")
-        loss, spread = _loss(reference.judged, candidate, points=self.counts_points)
+        loss, spread = _loss(document, candidate, points=self.counts_points)
         return Found(design, 1 / speedup, loss, spread, candidate.judged.images)
 
 
@@ -313,18 +312,23 @@ def _variant(graph: Path, design: Design) -> str:
     return f"{graph.stem.rpartition('-')[0]}{freed}{'.' * bool(design.floats)}{design.floats}"
 
 
-def _loss(reference: Judged, candidate: Candidate, *, points: bool) -> tuple[float, float]:
+def _image_s(judging: Sequence[tuple[float, float]], images: int) -> float:
+    """Seconds an image, from when so much of the judging was done; 0 where nothing was told in between."""
+    (first, some), (last, all_of_it) = (judging[0], judging[-1]) if judging else ((0.0, 0.0), (0.0, 0.0))
+    return (last - first) / (all_of_it - some) / images if all_of_it > some else 0.0
+
+
+def _loss(document: Document, candidate: Candidate, *, points: bool) -> tuple[float, float]:
     """The loss of a candidate as search.py counts it, and its standard error."""
     judged = candidate.judged or Judged(0)
+    lost = drop_of(document, candidate) if points else judged.sqnr_db
+    if lost is None or not judged.images:
+        what = f"the output of {candidate.name} cannot be compared with the reference's"
+        raise VitEdgeError(what, hint="is it of the same shape?")
     if not points:
-        if judged.sqnr_db is None:
-            raise VitEdgeError(f"the output of {candidate.name} cannot be compared with the reference's: is it of another shape?")
-        noise = 10 ** (-judged.sqnr_db / 10)
+        noise = 10 ** (-lost / 10)
         return noise, 0.3 * noise / math.sqrt(judged.images)  # images differ in noise by a third, or so
-    if judged.agreement is None:
-        raise VitEdgeError(f"the answers of {candidate.name} cannot be compared with the reference's")
-    lost = 100 - judged.agreement
-    if judged.top1 is not None and reference.top1 is not None:
-        lost = reference.top1 - judged.top1
-    changed = max(1 - judged.agreement / 100, 1 / judged.images)  # none of a few may be one of many
+    if judged.drop_interval is not None:
+        return lost, (judged.drop_interval.high - judged.drop_interval.low) / 3.92
+    changed = max(1 - (judged.agreement or 0.0) / 100, 1 / judged.images)  # none of a few may be one of many
     return lost, 100 * math.sqrt(changed / judged.images)
