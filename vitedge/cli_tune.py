@@ -81,7 +81,6 @@ def tune(
     if none_fits:
         raise none_fits
     assert choice is not None
-    out.print(escape(choice.why), soft_wrap=True)
     engine = short_path(found.engines[choice.candidate.name])
     out.print(f"engine: {engine}", markup=False, soft_wrap=True)
     out.print(f"report: {short_path(page)}", markup=False, soft_wrap=True)

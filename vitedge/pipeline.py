@@ -117,10 +117,10 @@ def make(job: Job, watcher: Watcher) -> Result:
     """Run every step that is not fresh, then measure all engines side by side."""
     recipes = [load_recipe(name) for name in job.recipes]
     target = load_target(job.target, job.backend)
-    absent = absent(target)  # unknown or not installed: said before any work is done
-    if absent and job.bound:
+    elsewhere = absent(target)  # unknown or not installed: said before any work is done
+    if elsewhere and job.bound:
         hint = "set min_sqnr_db in the recipe, which needs no engine; or find out with --target cpu what the bound takes"
-        raise VitEdgeError(f"--max-drop and --min-sqnr are held against engines, and {absent}", hint=hint)
+        raise VitEdgeError(f"--max-drop and --min-sqnr are held against engines, and {elsewhere}", hint=hint)
     files = list_images(job.images)
     judged = list_images(job.judge) if job.judge else files
     engines = job.root / "engines"
@@ -128,8 +128,8 @@ def make(job: Job, watcher: Watcher) -> Result:
     model = export_step(job.model, files, engines, watcher)
     notes: list[str] = []
     quantized = [model, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
-    if absent:
-        notes.append(f"nothing was measured: {absent}")
+    if elsewhere:
+        notes.append(f"nothing was measured: {elsewhere}")
         return _deliver(
             [precision_step(graph, target, files, watcher) for graph in quantized], target, job.root, judged, notes, watcher
         )

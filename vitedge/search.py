@@ -21,6 +21,7 @@ FINE_POINTS = 0.1  # below this, points are counted linearly, above it by their 
 WORST_DB, BEST_DB = 6.0, 60.0  # SQNR of an output that is worth nothing, and above which more is worth nothing
 SILENT = 2.0**-48  # noise of float32 rounding, as in compiler/sensitivity.py
 POWER = 0.85  # latency goes with the work to this power, until it is measured
+CUT_POINTS, CUT_NOISE = 8.0, 0.1  # that leaving out all tokens would lose, as the square of the part left out; likewise
 HOPE = 0.8  # of the least loss seen: what an INT8 recipe not tried yet may have
 OUTSIDE = 0.1  # of its gain is left to a design that misses what the user asked for
 INFORMS = 0.5  # of the best gain that a trial tells more about counts as its own
@@ -62,8 +63,8 @@ class Design:
 class Found:
     """What a trial measured.
 
-    ratio: of its latency to the reference's, measured in turns. loss: points, or noise as a part of the signal (see Goal);
-    spread: its standard error. images: that it was judged on.
+    ratio: of its latency to the reference's, measured in turns; doubt: the standard error of its logarithm. loss: points, or
+    noise as a part of the signal (see Goal); spread: its standard error. images: that it was judged on.
     """
 
     design: Design
@@ -71,6 +72,7 @@ class Found:
     loss: float
     spread: float
     images: int
+    doubt: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ def decibels(noise: float) -> float:
     return -10 * math.log10(max(noise, SILENT))
 
 
+Stair = tuple[float, float]  # log of the speed-up, worth
 Freeing = Callable[[int], tuple[float, float]]  # Linears in float -> factors of the recipe's loss and of its latency
 
 
@@ -267,11 +270,12 @@ class Search:
             return math.exp(sum(factors) / len(own)), sum(one.loss - plain.loss for one, plain in own) / len(own)
         if merged and size:
             fewer, smaller = self._shrunk(merged, 0, recipe), self._shrunk(0, size, recipe)
-            return fewer[0] * smaller[0], fewer[1] + smaller[1]
+            together = self.space.work(merged, size) / self.space.work(merged, 0) / self.space.work(0, size)
+            return fewer[0] * smaller[0] * together**POWER, fewer[1] + smaller[1]
         cut = 1 - self.space.work(merged, size)
         along = self._pairs(lambda one: bool(one.merged) == bool(merged) and bool(one.size) == bool(size))
         if not along:
-            return (1 - cut) ** POWER, 0.0
+            return (1 - cut) ** POWER, cut**2 * (CUT_POINTS if self.goal.points else CUT_NOISE)
         near, plain = min(along, key=lambda pair: abs(cut - self._cut(pair[0])))
         power = math.log(near.ratio / plain.ratio) / math.log1p(-self._cut(near)) if 0 < self._cut(near) < 1 else POWER
         return (1 - cut) ** power, (near.loss - plain.loss) * (cut / max(self._cut(near), 1e-9)) ** 2  # ever worse
@@ -286,14 +290,12 @@ class Search:
 
     def _new(self, left_s: float) -> Trial | None:
         """The design not tried yet that promises most for its time."""
-        seen = list(self.found.values())
+        stairs = self._stairs((one.ratio, one.loss) for one in self.found.values())
         gains = {}
-        for design in self._open:
-            plain = Design(design.recipe)
-            if design == plain or plain in self.found:
-                guess = self.guess(design)
-                gains[design] = self._gain(*guess, seen) if guess else math.inf
-        if not gains or max(gains.values()) < PROMISE * max(self._area(seen), PROMISE):
+        for design in self._ready():
+            guess = self.guess(design)
+            gains[design] = self._gain_over(stairs, *guess) if guess else math.inf
+        if not gains or max(gains.values()) < PROMISE * max(_area(stairs), PROMISE):
             return None
         told: dict[tuple[int, int], float] = {}
         for design, gain in gains.items():
@@ -309,6 +311,13 @@ class Search:
             if seconds <= left_s and value / seconds > best:
                 best, trial = value / seconds, candidate
         return trial
+
+    def _ready(self) -> list[Design]:
+        """What is open, and combines nothing that can be tried apart and was not."""
+        seen, left = ({(bool(one.merged), bool(one.size)) for one in some} for some in (self.found, self._open))
+        together = all(apart in seen or apart not in left for apart in ((True, False), (False, True)))
+        plain = [one for one in self._open if one == Design(one.recipe) or Design(one.recipe) in self.found]
+        return [one for one in plain if together or not (one.merged and one.size)]
 
     def _promotion(self, left_s: float, *, halving: bool) -> Trial | None:
         """The next of the frontier to judge on more images. halving: only while half of those on its rung stay behind."""
@@ -327,29 +336,36 @@ class Search:
         return None
 
     def _dominates(self, other: Found, one: Found) -> bool:
-        """Whether `other` is no slower and surely no worse than `one`, and better in one of both."""
-        if other is one or other.ratio > one.ratio:
+        """Whether `other` is no slower and surely better, or surely faster and no worse."""
+        if other is one:
             return False
-        # a loss on the same images errs the same way, so half of both errors is doubt enough
-        doubt = (other.spread + one.spread) / 2
-        sure, hoped = self.goal.worth(other.loss + doubt), self.goal.worth(one.loss)
-        return sure > hoped or (other.ratio < one.ratio and sure >= hoped)
+        # Losses on the same images err the same way, ratios to the same reference likewise: half of both errors is doubt enough.
+        doubt, loss = (other.doubt + one.doubt) / 2, (other.spread + one.spread) / 2
+        better = other.ratio <= one.ratio and self.goal.worth(other.loss + loss) > self.goal.worth(one.loss)
+        return better or (math.log(one.ratio / other.ratio) > doubt and other.loss <= one.loss)
 
     def _gain(self, ratio: float, loss: float, found: Iterable[Found]) -> float:
         """The area that a point adds to the frontier of `found`, a little of it where it misses the goal."""
-        known = list(found)
-        more = self._area(known, (ratio, loss)) - self._area(known)
+        return self._gain_over(self._stairs((one.ratio, one.loss) for one in found), ratio, loss)
+
+    def _gain_over(self, stairs: Sequence[Stair], ratio: float, loss: float) -> float:
+        more = _area([*stairs, *self._stairs([(ratio, loss)])]) - _area(stairs)
         return more if self.goal.fits(ratio, loss) else OUTSIDE * more
 
-    def _area(self, found: Iterable[Found], *more: tuple[float, float]) -> float:
-        """What lies below the frontier: worth, over the logarithm of how many times as fast as the reference."""
-        points = [(one.ratio, one.loss) for one in found] + list(more)
-        speeds = sorted(((-math.log(ratio), self.goal.worth(loss)) for ratio, loss in points if ratio < 1), reverse=True)
-        area = height = 0.0
-        for speed, worth in speeds:  # the fastest first: each adds what rises above all that are faster
-            area += max(worth - height, 0.0) * speed
-            height = max(height, worth)
-        return area
+    def _stairs(self, points: Iterable[tuple[float, float]]) -> list[Stair]:
+        """The logarithm of how many times as fast as the reference, and the worth, of each point that no other beats."""
+        stairs = sorted(((-math.log(ratio), self.goal.worth(loss)) for ratio, loss in points if ratio < 1), reverse=True)
+        tops = itertools.accumulate((worth for _, worth in stairs), max, initial=0.0)
+        return [stair for stair, top in zip(stairs, tops, strict=False) if stair[1] > top]
+
+
+def _area(stairs: Iterable[Stair]) -> float:
+    """What lies below the frontier."""
+    area = height = 0.0
+    for speed, worth in sorted(stairs, reverse=True):  # the fastest first: each adds what rises above all that are faster
+        area += max(worth - height, 0.0) * speed
+        height = max(height, worth)
+    return area
 
 
 def _includes(one: Design, part: Design) -> bool:

@@ -51,8 +51,8 @@ class TuneJob:
     """What `tune` is asked for.
 
     images: calibration images. judge: labelled or other images to measure accuracy on; the calibration images if None.
-    recipes: those to try; all that suit the target if empty. budget_ms: of one call at the target's best batch. max_drop: points of
-    top-1, or agreement, that may be lost. backend: in place of the target's own.
+    recipes: those to try; all that suit the target if empty. budget_ms: of one call at the target's best batch. max_drop: points
+    of top-1, or agreement, that may be lost. backend: in place of the target's own.
     """
 
     model: ModelSource

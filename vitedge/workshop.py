@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 REFERENCE = Design("fp32")  # the float model as it was exported
 TIMED_S = 0.6  # of each of the two, in a trial
-FIRST_IMAGES = 64  # that the reference is measured on alone
+FIRST_IMAGES = 32  # that the reference is measured on alone
 EXPORT_S, BUILD_S, LOOSEN_S = 15.0, 3.0, 5.0  # that a step is expected to take, until one was made
 PASSES = 4  # over its images, at the speed of the reference, that calibrating and quantizing are expected to take
 COSTS_S = 1.0  # a Linear
@@ -299,11 +299,12 @@ class Workshop:
 
     def _found(self, design: Design, document: Document) -> Found:
         candidate = document.candidates[1]
-        speedup = candidate.timings[0].speedup
-        if speedup is None or candidate.judged is None:
+        timed = candidate.timings[0]
+        if timed.speedup is None or timed.speedup_interval is None or candidate.judged is None:
             raise VitEdgeError(f"{candidate.name} was not measured")
+        doubt = math.log(timed.speedup_interval.high / timed.speedup_interval.low) / 3.92
         loss, spread = _loss(document, candidate, points=self.counts_points)
-        return Found(design, 1 / speedup, loss, spread, candidate.judged.images)
+        return Found(design, 1 / timed.speedup, loss, spread, candidate.judged.images, doubt)
 
 
 def _variant(graph: Path, design: Design) -> str:
