@@ -25,7 +25,7 @@ from rich.progress import track
 from benchmarks.cpu_latency import Float32, err, normalised
 from benchmarks.subjects import BATCH, Classes, Image, Probe, Reference, Subject, batches, scores
 from vitedge.backends.build import build_engine, read_source
-from vitedge.bench.accuracy import FLOAT32_NOISE
+from vitedge.bench.tally import FLOAT32_NOISE
 from vitedge.compiler import graph
 from vitedge.compiler.activations import open_session
 from vitedge.errors import VitEdgeError

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitedge.bench.document import Document, rows_of
 from vitedge.errors import VitEdgeError
+from vitedge.specs import from_dict, to_dict
 from vitedge.workspace import read_json, write_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +107,9 @@ def cpu_latency(document: dict[str, Any]) -> str:
 
 
 def bench_table(document: dict[str, Any]) -> str:
-    """The table of `vitedge bench --json`."""
+    """The table of `vitedge bench --json`, or of the plain rows that it wrote before there were documents."""
+    if "rows" not in document:
+        document = {**document, "rows": [to_dict(row) for row in rows_of(from_dict(Document, document))]}
     measures = {"top1": ("top-1, %", ".2f"), "agreement": ("agreement, %", ".2f"), "sqnr_db": ("SQNR, dB", ".1f")}
     measured = {key: measure for key, measure in measures.items() if any(row[key] is not None for row in document["rows"])}
     head = ["engine", "backend", "p50, ms", "p99, ms", "images/s", "size, MiB", *(name for name, _ in measured.values())]

@@ -33,6 +33,7 @@ from tests.engines import (
     write_images,
 )
 from vitedge import cli
+from vitedge.bench.document import load_document, rows_of
 from vitedge.compiler import graph
 from vitedge.runtime.camera import open_source
 from vitedge.runtime.overlay import open_recorder
@@ -144,9 +145,9 @@ def test_make_in_a_new_workspace_does_every_step(workspace: Path) -> None:
     assert (workspace / named["engine"] / "manifest.json").is_file() and (workspace / named["report"]).is_file()
     assert re.search(r"^fp32 .*\n^int8 ", out, re.MULTILINE)
     assert (workspace / "calibration" / "scales" / "tiny.int8.json").is_file()
-    rows = json.loads((workspace / "bench.json").read_text())["rows"]
-    assert [(row["variant"], row["images"]) for row in rows] == [("fp32", 40), ("int8", 40)]
-    assert rows[0]["top1"] is not None and rows[1]["agreement"] > 80 and rows[1]["sqnr_db"] > 20
+    rows = rows_of(load_document(workspace / "bench.json"))
+    assert [(row.variant, row.images) for row in rows] == [("fp32", 40), ("int8", 40)]
+    assert rows[0].top1 is not None and rows[1].agreement > 80 and rows[1].sqnr_db > 20
     assert not [path for path in workspace.rglob("*") if ".partial" in path.name or path.suffix == ".old"]
 
 
@@ -370,7 +371,7 @@ def test_corrupt_images_are_left_out_and_counted(made: Made, vitedge: Vitedge, t
     ran = vitedge("run", engine, "--source", folder)
     assert ran.code == 0 and len(ran.out.splitlines()) == IMAGES and f"{IMAGES} frames" in ran.err
     measured = vitedge("bench", engine, "--images", folder, "--seconds", 0.01, "--json", tmp_path / "rows.json")
-    assert measured.code == 0 and json.loads((tmp_path / "rows.json").read_text())["rows"][0]["images"] == IMAGES
+    assert measured.code == 0 and rows_of(load_document(tmp_path / "rows.json"))[0].images == IMAGES
     calibrated = vitedge("calibrate", made.graphs["fp32"], "--images", folder, "-o", tmp_path / "scales.json")
     assert calibrated.code == 0 and f"from {IMAGES} images" in calibrated.err
     for said in (ran, measured, calibrated):
@@ -383,12 +384,12 @@ def test_bench_compares_engines_at_several_batches_and_writes_a_report(made: Mad
     files = ["--json", tmp_path / "rows.json", "--report", tmp_path / "new" / "report.html"]
     said = vitedge("bench", *engines, "--images", made.images, "--batch", 1, "--batch", 4, "--seconds", 0.01, *files)
     assert said.code == 0
-    content = json.loads((tmp_path / "rows.json").read_text())
-    rows = content["rows"]
-    assert [(row["variant"], row["batch"]) for row in rows] == [("fp32", 1), ("int8", 1), ("fp32", 4), ("int8", 4)]
-    assert all(row["images_per_s"] > 0 and row["top1"] > 80 for row in rows)
-    assert rows[0]["agreement"] is None and rows[1]["agreement"] > 90
-    assert content["environment"]["python"] == sys.version.split()[0]
+    document = load_document(tmp_path / "rows.json")
+    rows = rows_of(document)
+    assert [(row.variant, row.batch) for row in rows] == [("fp32", 1), ("int8", 1), ("fp32", 4), ("int8", 4)]
+    assert all(row.images_per_s > 0 and row.top1 > 80 for row in rows)
+    assert rows[0].agreement is None and rows[1].agreement > 90
+    assert document.environment["python"] == sys.version.split()[0]
     assert "<html" in (tmp_path / "new" / "report.html").read_text()
     assert said.out.count("openvino") == 4
 
@@ -410,7 +411,7 @@ def test_bench_counts_the_files_a_second_where_asked(made: Made, vitedge: Vitedg
     ]
     said = vitedge("bench", *engines, *options)
     assert said.code == 0 and "files/s" in said.out and "images a batch" in said.err, said
-    rates = [row["sustained_per_s"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]]
+    rates = [row.sustained_per_s for row in rows_of(load_document(tmp_path / "rows.json"))]
     assert rates[:2] == rates[2:] and min(rates) > 10
 
 
@@ -741,12 +742,12 @@ def test_the_package_runs_as_a_module_and_exits_with_the_same_status(tmp_path: P
 
 def test_an_interrupted_command_says_so_and_exits_130(made: Made, tmp_path: Path) -> None:
     tells = """
-import vitedge.bench.accuracy as accuracy
-measure = accuracy.measure
+import vitedge.bench.run as run
+measure = run.measure
 def told(*arguments, **options):
     print("timing", flush=True)
     return measure(*arguments, **options)
-accuracy.measure = told
+run.measure = told
 """
     command = ("bench", made.engines["openvino", "int8"], "--images", made.images, "--seconds", 600)
     process = start_python(tells + VITEDGE, *command, folder=tmp_path)

@@ -23,9 +23,10 @@ LAYERS = (
     ("bench",),
     ("compiler", "runtime"),
     ("backends",),
-    ("preprocess", "images", "workspace"),
+    ("datasets > label_table",),
+    ("preprocess", "images > archives", "workspace"),
     ("resample_cpu > resample_kernels",),
-    ("pixels", "resampling"),
+    ("pixels", "resampling", "exact", "imagenet"),
     ("specs > errors",),
 )
 LINE = {name: row for row, layer in enumerate(LAYERS) for entry in layer for name in entry.split(" > ")}
@@ -39,6 +40,7 @@ THIRD_PARTY = {
         "compiler",
         "runtime",
         "doctor",
+        "exact",
         "images",
         "pixels",
         "preprocess",
@@ -68,6 +70,7 @@ THIRD_PARTY = {
     "starlette": ("runtime/web_guard.py", "runtime/web_server.py"),
     "uvicorn": ("runtime/web_guard.py", "runtime/web_server.py"),
     "h11": ("runtime/web_guard.py",),  # which uvicorn brings along
+    "pyarrow": ("archives",),
     "pynvml": ("runtime/vitals.py",),
     "paho": ("runtime/mqtt.py",),
     "cv2": ("runtime/opencv.py", "runtime/overlay.py"),

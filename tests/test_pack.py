@@ -18,6 +18,7 @@ from vitedge import pipeline
 from vitedge.backends import BACKENDS, load_backend
 from vitedge.backends import tensorrt as tensorrt_backend
 from vitedge.backends.build import build_engine, read_manifest, read_source
+from vitedge.bench.document import load_document, rows_of
 from vitedge.errors import AbsentDeviceError, EngineError, VitEdgeError
 from vitedge.images import list_images
 from vitedge.pack import ALWAYS, JUDGED, REQUIREMENTS, Bundle, pack
@@ -115,9 +116,9 @@ def test_build_sh_builds_and_measures_from_the_bundle_alone(box: Path, tmp_path:
     assert [read_manifest(folder).target for folder in built] == [BOX, BOX]
     for folder in built:
         open_engine(folder).close()
-    rows = json.loads((bundle / "bench.json").read_text())["rows"]
-    assert [(row["variant"], row["images"]) for row in rows] == [("fp32", IMAGES), ("int8", IMAGES)]
-    assert rows[1]["top1"] > 80 and rows[1]["agreement"] > 90 and (bundle / "report.html").is_file()
+    rows = rows_of(load_document(bundle / "bench.json"))
+    assert [(row.variant, row.images) for row in rows] == [("fp32", IMAGES), ("int8", IMAGES)]
+    assert rows[1].top1 > 80 and rows[1].agreement > 90 and (bundle / "report.html").is_file()
 
     before = {folder: (folder / "build.log").stat().st_mtime_ns for folder in built}
     again = build(bundle)

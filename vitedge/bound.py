@@ -18,11 +18,17 @@ from typing import TYPE_CHECKING
 
 from vitedge import __version__
 from vitedge.backends.build import build_engine, is_readable, read_source
-from vitedge.bench.accuracy import Accuracy, Recording, judge
+from vitedge.bench.accuracy import Recording, judge
+from vitedge.bench.document import Judged
 from vitedge.errors import VitEdgeError
 from vitedge.images import ImageFile, sample
+<<<<<<< HEAD
 from vitedge.runtime.engine import Engine, open_engine
 from vitedge.specs import BenchRow, FloatType, Recipe, Target
+=======
+from vitedge.runtime.engine import open_engine
+from vitedge.specs import BenchRow, Recipe, Target, reduction_of
+>>>>>>> main
 from vitedge.workspace import content_key, sha256, short_path
 
 if TYPE_CHECKING:
@@ -149,7 +155,7 @@ def bound_step(search: Search, graph: Path, watcher: Watcher) -> Path:
 @contextmanager
 def _candidates(
     search: Search, int8: ModelProto, prepared: ModelProto
-) -> Iterator[Callable[[frozenset[str]], tuple[Accuracy, Accuracy]]]:
+) -> Iterator[Callable[[frozenset[str]], tuple[Judged, Judged]]]:
     """A function that judges the reference and the graph in which some Linears are free, each choice of them once."""
     from vitedge.compiler.graph import save
     from vitedge.compiler.sensitivity import leave_out
@@ -157,14 +163,13 @@ def _candidates(
     files = _search_images(search.judged, search.bound)
     with tempfile.TemporaryDirectory() as folder, open_engine(search.reference) as engine:
         recording, path = Recording(engine), Path(folder) / "candidate.onnx"
-        reference = Engine(engine.path, engine.manifest, recording)
 
         @functools.cache
-        def judged(names: frozenset[str]) -> tuple[Accuracy, Accuracy]:
+        def judged(names: frozenset[str]) -> tuple[Judged, Judged]:
             save(leave_out(int8, prepared, names, fp32=True), path)
             recording.rewind()
             with open_engine(build_engine(path, REFERENCE, Path(folder))) as candidate:
-                first, second = judge([reference, candidate], files)
+                first, second = judge([recording, candidate], files)
             return first, second
 
         yield judged
@@ -214,7 +219,7 @@ def _told(points: Sequence[Point]) -> str:
     return f"{what}, a modelled {points[-1].latency:.2f} of the latency of all Linears in INT8"
 
 
-def _miss(reference: BenchRow | Accuracy, row: BenchRow | Accuracy, bound: Bound) -> str:
+def _miss(reference: BenchRow | Judged, row: BenchRow | Judged, bound: Bound) -> str:
     """How `row` misses the bound, as the rest of a sentence; "" where it holds."""
     if bound.max_drop is not None:
         drop, what = _drop(reference, row)
@@ -225,7 +230,7 @@ def _miss(reference: BenchRow | Accuracy, row: BenchRow | Accuracy, bound: Bound
     return ""
 
 
-def _drop(reference: BenchRow | Accuracy, row: BenchRow | Accuracy) -> tuple[float, str]:
+def _drop(reference: BenchRow | Judged, row: BenchRow | Judged) -> tuple[float, str]:
     """The points that `row` loses, and of what."""
     if row.top1 is not None and reference.top1 is not None:
         return reference.top1 - row.top1, "top-1"
@@ -234,7 +239,7 @@ def _drop(reference: BenchRow | Accuracy, row: BenchRow | Accuracy) -> tuple[flo
     return 100 - row.agreement, "agreement with FP32"
 
 
-def _more_db(reference: Accuracy, int8: Accuracy, bound: Bound) -> float:
+def _more_db(reference: Judged, int8: Judged, bound: Bound) -> float:
     """How much more SQNR than that of `int8` will do, as a guess: the answers that change are as many as noise is high."""
     wanted = [0.0]
     if bound.max_drop is not None:
@@ -273,4 +278,5 @@ def calibration_rows(prepared: ModelProto, files: Sequence[ImageFile], recipe: R
 
 def scales_path(model: Path, recipe: Recipe, root: Path) -> Path:
     """Where the workspace keeps the table of scales of a model and a recipe."""
-    return root / "calibration" / "scales" / f"{read_source(model).card.name}.{recipe.name}.json"
+    source = read_source(model)
+    return root / "calibration" / "scales" / f"{source.card.name}.{recipe.name}{reduction_of(source.variant)}.json"

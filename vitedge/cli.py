@@ -74,6 +74,17 @@ def complete_target(typed: str) -> list[str]:
     return [name for name in known_targets() if name.startswith(typed)]
 
 
+def _counts(given: str) -> int | tuple[int, ...]:
+    """The tokens to merge: a number, or several with commas between them."""
+    try:
+        counts = [int(each) for each in given.split(",")]
+    except ValueError as error:
+        raise VitEdgeError(
+            f"{given!r} is no number of tokens to merge", hint="--merge-tokens 8, or one number a block: 0,0,40,..."
+        ) from error
+    return counts[0] if len(counts) == 1 else tuple(counts)
+
+
 RecipeName = Annotated[
     str,
     typer.Option(help="A recipe: int8, bf16, calibration/recipes/NAME.toml, or a .toml file.", autocompletion=complete_recipe),
@@ -85,6 +96,9 @@ Backend = Annotated[
     str | None, typer.Option(help="A backend in place of the target's own: openvino, onnxruntime, tensorrt, tensorrt-rtx.")
 ]
 Tolerance = Annotated[float, typer.Option(help="How far ONNX may lie from torch, as a part of the output's range.")]
+MergeTokens = Annotated[
+    str, typer.Option(metavar="R", help="Tokens that each block of a plain ViT merges, e.g. 8; or one number a block: 0,0,40,...")
+]
 
 
 @app.command(
@@ -111,6 +125,7 @@ def make(
     ] = None,
     seconds: Annotated[float, typer.Option(help="How long each engine is timed.", callback=some_seconds)] = 3.0,
     tolerance: Tolerance = 1e-4,
+    merge_tokens: MergeTokens = "0",
     json_file: Json = None,
 ) -> None:
     """Do everything: export, calibrate, quantize, build, measure. What is fresh is skipped. For another machine: a bundle."""
@@ -118,7 +133,7 @@ def make(
     from vitedge.bound import Bound, check_bound
 
     require_other(json_file, of=[images, judge, checkpoint, preprocess])
-    source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
+    source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens))
     bound = Bound(max_drop, min_sqnr)
     job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, seconds, bound, backend)
     with contextlib.closing(Terminal()) as terminal:
@@ -145,14 +160,15 @@ def export(
     preprocess: Preparation = None,
     images: Annotated[Path | None, typer.Option(help="Real images to compare ONNX with torch on, besides random ones.")] = None,
     tolerance: Tolerance = 1e-4,
+    merge_tokens: MergeTokens = "0",
 ) -> None:
-    """Turn a PyTorch model into ONNX with int8 patches as input, and compare the two."""
+    """Turn a PyTorch model into ONNX with int8 patches as input, and compare the two; then merge tokens, where asked for."""
     from vitedge import pipeline
     from vitedge.images import list_images
 
     files = list_images(images) if images else []
     with contextlib.closing(Terminal()) as terminal:
-        source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance)
+        source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens))
         path = pipeline.export_step(source, files, find_root() / "engines", terminal)
     out.print(short_path(path), markup=False, soft_wrap=True)
 
@@ -521,7 +537,7 @@ def _print_next(bundle: Path) -> None:
 
 def _print_verification(found: Verification, notes: Sequence[str], json_file: Path | None, most: int = 20) -> None:
     from vitedge.bench.environment import environment
-    from vitedge.bench.report import end_to_end, layer_table
+    from vitedge.bench.losses import end_to_end, layer_table
 
     if found.layers:
         out.print(layer_table(found.layers, most))

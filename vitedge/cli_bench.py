@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,8 +39,7 @@ def bench(
 ) -> None:
     """Measure latency, throughput and accuracy of engines, ONNX files and torch models side by side, in turns."""
     from vitedge import pipeline
-    from vitedge.bench.document import rows_of
-    from vitedge.bench.report import write_report
+    from vitedge.bench.report import write_outputs
     from vitedge.bench.run import Plan
     from vitedge.images import list_images
 
@@ -52,26 +50,23 @@ def bench(
         files = list_images(images)
         document = pipeline.bench_step(names, files, plan, terminal, checkpoint, preprocess, throughput=throughput)
     print_document(document, json_file)
-    if report:
-        write_report(report, rows_of(document), document.environment)
-        out.print(f"report: {report}", markup=False, soft_wrap=True)
+    for path in write_outputs([document], report=report):
+        out.print(f"report: {path}", markup=False, soft_wrap=True)
 
 
 def print_document(document: Document, json_file: Path | None) -> None:
     """What was found, as a table and a sentence, and what to know about it; also as JSON."""
-    from vitedge.bench.document import rows_of, save_document
-    from vitedge.bench.report import beaten, headline, table
+    from vitedge.bench.document import save_document
+    from vitedge.bench.report import beaten, headline, usual_choice
+    from vitedge.bench.tables import terminal
 
-    rows = rows_of(document)
-    out.print(table(rows))
-    out.print(headline(rows), soft_wrap=True)
-    print_notes([*_failures(document), *beaten(rows), *document.notes])
+    choice = usual_choice([document])
+    out.print(terminal([document], None, out.width))
+    if choice:
+        out.print(headline(document, choice), soft_wrap=True, markup=False)
+    print_notes([*beaten(document), *document.notes])
     if json_file:
         save_document(document, json_file)
-
-
-def _failures(document: Document) -> Sequence[str]:
-    return [f"{one.name} failed {one.failed}" for one in document.candidates if one.failed]
 
 
 def _chosen(name: str) -> str:

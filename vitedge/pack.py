@@ -16,18 +16,19 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vitedge import __version__
 from vitedge.backends import load_backend
 from vitedge.backends.build import Source, check_graph, check_quantized, check_untyped, read_source
-from vitedge.errors import EngineError, VitEdgeError
-from vitedge.images import ImageFile, sample
+from vitedge.errors import EngineError, ImageError, VitEdgeError
+from vitedge.images import ImageFile, is_image, read_bytes, sample
 from vitedge.specs import FloatType, ModelCard, Recipe, Target, from_dict, to_dict
 from vitedge.workspace import read_json, sha256, staged
 
@@ -35,6 +36,7 @@ PACKAGE = Path(__file__).parent
 TEMPLATE = PACKAGE / "bundle"
 DEVICE_COMPILER = ("__init__.py", "catalogue.py")  # of compiler/: what `vitedge models` reads; all else needs torch
 JUDGED = 64  # images that are packed at most
+NAME_BYTES = 255  # of a file's name on Linux
 ARCHIVE = ".tar.gz"
 OTHER_ARCHIVES = (".zip", ".tgz", ".tar", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 Content = Path | bytes
@@ -149,12 +151,36 @@ def _workspace(sources: Mapping[Path, Source], target: Target) -> dict[str, Cont
 
 
 def _pictures(images: Sequence[ImageFile]) -> dict[str, Content]:
-    """At most JUDGED images, numbered, in a folder for each label."""
-    chosen = enumerate(sample(images, JUDGED, 0)) if images else ()
-    return {
-        "/".join(filter(None, ("images", file.label, f"{index:02}{file.path.suffix.lower()}"))): file.path
-        for index, file in chosen
-    }
+    """At most JUDGED images, numbered, in a folder for each label; where one cannot be a folder's name, with a table of labels."""
+    chosen = list(enumerate(sample(images, JUDGED, 0))) if images else []
+    named = all(file.label is None or _is_folder_name(file.label) for _, file in chosen)
+    found: dict[str, Content] = {}
+    labels = dict[str, str | None]()
+    for index, file in chosen:
+        name = f"{index:02}{_suffix(file)}"
+        labels[name] = file.label
+        found["/".join(filter(None, ("images", file.label if named else None, name)))] = _content(file)
+    if not named:
+        found["images/labels.json"] = json.dumps(labels, indent=1).encode()
+    return found
+
+
+def _is_folder_name(label: str) -> bool:
+    """Whether a label can be a folder's name: one out of a table or an archive may be anything, such as ../../etc."""
+    return bool(label) and not label.startswith(".") and not re.search(r"[/\0]", label) and len(label.encode()) <= NAME_BYTES
+
+
+def _suffix(file: ImageFile) -> str:
+    """A row of a parquet file need not have any, and what it is is seen from its bytes."""
+    return PurePosixPath(file.member or file.path.name).suffix.lower() if is_image(file.member or file.path.name) else ".jpg"
+
+
+def _content(file: ImageFile) -> Content:
+    """The encoded image; nothing of one that cannot be read out of its archive, as if it were a damaged file."""
+    try:
+        return read_bytes(file) if file.member else file.path
+    except (OSError, ImageError):
+        return b""
 
 
 def _code() -> dict[str, Content]:

@@ -33,14 +33,14 @@ from vitedge.backends.build import (
 from vitedge.bench.contenders import MAX_BATCH, Contender, open_contenders
 from vitedge.bench.costs import Analysis
 from vitedge.bench.document import Document, rows_of
-from vitedge.bench.report import write_report
+from vitedge.bench.report import write_outputs
 from vitedge.bench.run import Plan, benchmark
 from vitedge.bench.throughput import measure_throughput
 from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
 from vitedge.errors import AbsentDeviceError, MissingPackageError, VitEdgeError
 from vitedge.images import ImageFile, list_images, sample, stream
 from vitedge.pack import ARCHIVE, pack
-from vitedge.specs import TOLERANCE, BenchRow, Recipe, ScaleTable, Target, Work, to_dict
+from vitedge.specs import FLOAT, TOLERANCE, BenchRow, Recipe, Reduction, ScaleTable, Target, Work, reduction_of, to_dict
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
 
 CODE_AND_WEIGHTS = (".py", ".pth", ".pt", ".bin", ".safetensors", ".npz")
@@ -75,6 +75,16 @@ class ModelSource:
     tolerance: float = TOLERANCE
     merge_tokens: tuple[int, ...] | int = 0
     size: int | None = None
+
+    @property
+    def reduction(self) -> Reduction:
+        """What is changed of the model so that it computes less."""
+        return Reduction(None if self.size is None else (self.size, self.size), self.merge_tokens)
+
+    @property
+    def whole(self) -> ModelSource:
+        """The same model as it is."""
+        return dataclasses.replace(self, merge_tokens=0, size=None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,9 +135,10 @@ def make(job: Job, watcher: Watcher) -> Result:
     judged = list_images(job.judge) if job.judge else files
     engines = job.root / "engines"
 
-    model = export_step(job.model, files, engines, watcher)
+    whole = export_step(job.model.whole, files, engines, watcher)
+    model = export_step(job.model, files, engines, watcher) if job.model.reduction else whole
     notes: list[str] = []
-    quantized = [model, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
+    quantized = [whole, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
     if elsewhere:
         notes.append(f"nothing was measured: {elsewhere}")
         return _deliver(
@@ -152,7 +163,7 @@ def make(job: Job, watcher: Watcher) -> Result:
         notes.append("accuracy was measured on the calibration images, which flatters it: give others with --judge")
     document = dataclasses.replace(document, notes=tuple(dict.fromkeys([*notes, *document.notes])))  # steps read the same images
     report, rows = model.parent / "report.html", rows_of(document)
-    write_report(report, rows, {**document.environment, "images": f"{dataset}, {rows[0].images} images"})
+    write_outputs([document], report=report)
     return Result(tuple(folders), tuple(rows), report, document.notes, document=document)
 
 
@@ -194,10 +205,10 @@ def pack_step(graphs: Sequence[Path], target: Target, output: Path, watcher: Wat
 
 def export_step(source: ModelSource, files: Sequence[ImageFile], engines: Path, watcher: Watcher) -> Path:
     """The float ONNX file of a model, compared with torch when it is made."""
-    if source.merge_tokens or source.size is not None:
-        raise VitEdgeError("merging tokens and changing the input's size are not there yet")
+    if source.size is not None:
+        raise VitEdgeError("changing the input's size is not there yet")
     key = _source_key(source)
-    for existing in filter(is_readable, engines.glob(f"*/fp32-{key}.onnx")):
+    for existing in filter(is_readable, engines.glob(f"*/{FLOAT}{source.reduction.suffix}-{key}.onnx")):
         watcher.end("export", f"{short_path(existing)} is fresh")
         return existing
     require_compiler()
@@ -206,9 +217,11 @@ def export_step(source: ModelSource, files: Sequence[ImageFile], engines: Path, 
 
     watcher.begin("export")
     module, card = load_model(source.name, source.checkpoint, source.preprocess)
-    path = engines / card.name / f"fp32-{key}.onnx"
+    path = engines / card.name / f"{FLOAT}{source.reduction.suffix}-{key}.onnx"
     images = (image for _, image in itertools.islice(stream(files, []), COMPARED))
-    difference = export(module, card, path, images=images if files else (), tolerance=source.tolerance)
+    difference = export(
+        module, card, path, images=images if files else (), tolerance=source.tolerance, reduction=source.reduction
+    )
     real = f", real images {difference.real:.0e}" if difference.real is not None else ""
     watcher.end("export", f"{short_path(path)}: torch and ONNX differ by {difference.random:.0e} of the output's range{real}")
     return path
@@ -237,7 +250,7 @@ def quantize_step(
         recipe = dataclasses.replace(recipe, min_sqnr_db=0.0)
         table = dataclasses.replace(table, recipe=recipe)
     key = content_key(__version__, sha256(model), to_dict(table or recipe))
-    path = model.with_name(f"{recipe.name}-{key}.onnx")
+    path = model.with_name(f"{recipe.name}{reduction_of(read_source(model).variant)}-{key}.onnx")
     if is_readable(path):
         watcher.end("quantize", f"{short_path(path)} is fresh")
     elif table is None:
@@ -417,8 +430,9 @@ def _source_key(source: ModelSource) -> str:
         files += sorted(p for p in beside if p.is_file() and p.suffix in CODE_AND_WEIGHTS and not p.name.startswith("."))
     packages = ("torch", "onnxscript", "transformers", "timm", "torchvision")
     return content_key(
-        __version__, source.name, source.tolerance, [sha256(path) for path in files], [_version(name) for name in packages]
-    )
+        __version__, source.name, source.tolerance, [sha256(path) for path in files], [_version(name) for name in packages],
+        *([to_dict(source.reduction)] if source.reduction else []),
+    )  # fmt: skip
 
 
 def _version(package: str) -> str | None:

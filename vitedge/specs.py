@@ -11,6 +11,7 @@ import math
 import re
 import types
 import typing
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -37,6 +38,7 @@ COMPUTE_TYPES = typing.get_args(ComputeType)
 WEIGHT_BITS = {"int4": 4, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}  # that one number is stored in
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")  # ONNX operators that multiply matrices
 MOVING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # those that move elements and change none
+FLOAT = "fp32"  # the variant that no recipe has touched
 MAX_BATCH = 4096  # that exported graphs are declared for
 MAX_STREAMS = 64
 MAX_THREADS = 1024
@@ -94,7 +96,7 @@ class ModelCard:
     """What a model is and how it is fed; travels in the ONNX metadata and in every engine's manifest.
 
     patch: side of the square patch where the input is int8 patches, None where it is a uint8 image.
-    inputs, outputs: filled in by export.
+    inputs, outputs: filled in by export. merged: how many tokens each block merges; () where none does.
     """
 
     name: str
@@ -104,6 +106,7 @@ class ModelCard:
     labels: tuple[str, ...] = ()
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    merged: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require_name(self.name)
@@ -111,6 +114,47 @@ class ModelCard:
         object.__setattr__(self, "labels", tuple(map(str, self.labels)))
         lone = [label for label in self.labels if any("\ud800" <= letter <= "\udfff" for letter in label)]
         _require(not lone, f"a label must be text that UTF-8 can hold, which {lone[:1]} is not")
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """What is changed of a model so that it computes less, besides the types that it computes in.
+
+    size: (height, width) of its images in pixels, None for its own. merge_tokens: how many tokens each block merges, or one
+    number for each block.
+    """
+
+    size: tuple[int, int] | None = None
+    merge_tokens: int | tuple[int, ...] = 0
+
+    def __post_init__(self) -> None:
+        counts = self.merge_tokens
+        if isinstance(counts, tuple) and len(set(counts)) == 1:
+            object.__setattr__(self, "merge_tokens", counts[0])
+        elif isinstance(counts, tuple) and not counts:
+            object.__setattr__(self, "merge_tokens", 0)
+        _require(self.size is None or min(self.size) > 0, f"size must be (height, width) in pixels, not {self.size}")
+
+    def __bool__(self) -> bool:
+        return bool(self.size or self.merge_tokens)
+
+    @property
+    def suffix(self) -> str:
+        """What the names of variants get: ".192", ".192x256", ".merge8", ".merge40at3+40at6" (blocks are counted from 0)."""
+        size, counts = self.size, self.merge_tokens
+        shown = f".{size[0]}" + (f"x{size[1]}" if size[0] != size[1] else "") if size else ""
+        if not counts:
+            return shown
+        several = counts if isinstance(counts, tuple) else ()
+        told = "+".join(f"{count}at{block}" for block, count in enumerate(several) if count) or str(counts)
+        if len(told) > MAX_NAME // 2:  # a name has more parts than this one
+            told = f"{sum(several)}.{zlib.crc32(told.encode()):08x}"
+        return f"{shown}.merge{told}"
+
+
+def reduction_of(variant: str) -> str:
+    """What the name of a variant says of a `Reduction`: its suffix, "" where there is none."""
+    return variant.removeprefix(FLOAT) if variant.startswith(f"{FLOAT}.") else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +194,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require_name(self.name)
-        _require(self.name != "fp32", "a recipe cannot be called fp32, which is the name of the float model")
+        _require(self.name != FLOAT, "a recipe cannot be called fp32, which is the name of the float model")
         _require_choices(self)
         _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
         _require(0 < self.percentile <= 100, f"percentile must be in (0, 100], not {self.percentile}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import base64
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitedge.bench import latency
-from vitedge.bench.accuracy import Accuracy, bench_rows, judge, match_labels
+from vitedge.bench import accuracy
+from vitedge.bench.accuracy import Case, Part, judge, judge_parts
+from vitedge.bench.document import Judged
+from vitedge.bench.labels import match_labels
+from vitedge.bench.proportions import difference, proportion
+from vitedge.bench.tally import right_bits
 from vitedge.errors import EngineError, VitEdgeError
-from vitedge.images import decode, list_images
+from vitedge.images import ImageFile, decode, list_images
 from vitedge.preprocess import input_dtype, input_shape
 from vitedge.specs import Manifest, ModelCard, Preprocess, Target, Task
 
@@ -26,7 +33,7 @@ class Linear:
     """The interface of an Engine around one matrix, float64[input, classes]; pixels are taken as 0..1."""
 
     def __init__(self, weights: NDArray[np.float64], card: ModelCard, max_batch: int = 4, name: str = "fp32") -> None:
-        self.path = Path(name)
+        self.path, self.name, self.card = Path(name), name, card
         self.manifest = Manifest(card, name, None, Target(), "fp32", "", "", "numpy", np.__version__, "cpu", "")
         self.max_batch = max_batch
         self.size_mib = weights.nbytes / 2**20
@@ -93,9 +100,9 @@ def test_the_batch_does_not_change_the_result(folder: Path) -> None:
     files = list_images(folder)
     results = [judge([Linear(weights(), card(), n), Linear(weights(2), card(), n + 3)], files) for n in (1, 4, 5, 64)]
     for result in results[1:]:
-        for accuracy, expected in zip(result, results[0], strict=True):
-            assert (accuracy.top1, accuracy.top5, accuracy.agreement) == (expected.top1, expected.top5, expected.agreement)
-            assert accuracy.sqnr_db == pytest.approx(expected.sqnr_db)
+        for one, expected in zip(result, results[0], strict=True):
+            assert (one.top1, one.top5, one.agreement) == (expected.top1, expected.top5, expected.agreement)
+            assert one.sqnr_db == pytest.approx(expected.sqnr_db)
 
 
 def test_batches_are_as_large_as_all_engines_take(folder: Path) -> None:
@@ -105,8 +112,6 @@ def test_batches_are_as_large_as_all_engines_take(folder: Path) -> None:
 
 
 def test_each_file_is_prepared_once_for_each_input_contract(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitedge.bench import accuracy
-
     prepared: list[int | None] = []
 
     def counted(image: NDArray[np.uint8], card: ModelCard, out: NDArray[np.uint8]) -> None:
@@ -221,7 +226,7 @@ def test_labels_that_do_not_match_leave_the_agreement(tmp_path: Path) -> None:
         save(tmp_path / "val" / f"{index}.png", np.full((SIDE, SIDE, 3), 80 * index, np.uint8))
     notes: list[str] = []
     first, second = judge([Linear(weights(), card()), Linear(weights(), card())], list_images(tmp_path), notes=notes)
-    assert first == Accuracy(3)
+    assert (first.images, first.labelled, first.top1, first.right) == (3, 0, None, "")
     assert (second.top1, second.agreement) == (None, 100)
     assert len(notes) == 1  # one model, two engines
     assert "'val'" in notes[0]
@@ -241,54 +246,128 @@ def test_images_without_folders_have_no_label_and_need_no_note(tmp_path: Path) -
     save(tmp_path / "a.png", np.zeros((SIDE, SIDE, 3), np.uint8))
     notes: list[str] = []
     (result,) = judge([Linear(weights(), card())], list_images(tmp_path), notes=notes)
-    assert result == Accuracy(1)
+    assert result == Judged(1)
     assert not notes
 
 
-def test_bench_rows_join_accuracy_and_latency(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "TURN_S", 0.0)
-    engines = [Linear(weights(), card()), Linear(weights(2), card(), name="int8")]
-    stages: list[tuple[str, float]] = []
-    rows = bench_rows(engines, list_images(folder), (1, 4), 0, progress=lambda *told: stages.append(told))
+class Failing(Linear):
+    """Raises at its second run."""
 
-    assert [(row.variant, row.batch) for row in rows] == [("fp32", 1), ("int8", 1), ("fp32", 4), ("int8", 4)]
-    judged = judge(engines, list_images(folder))
-    for row, engine, accuracy in zip(rows, engines * 2, judged * 2, strict=True):
-        assert (row.model, row.backend, row.images, row.size_mib) == ("tiny", "numpy", 42, engine.size_mib)
-        assert (row.top1, row.top5, row.agreement) == (accuracy.top1, accuracy.top5, accuracy.agreement)
-        assert row.sqnr_db == accuracy.sqnr_db
-        assert row.p50_ms <= row.p90_ms <= row.p99_ms
-    assert list(dict.fromkeys(stage for stage, _ in stages)) == [
-        "accuracy",
-        "latency, batch 1",
-        "latency, batch 4",
-    ]
-    assert all(0 < part <= 1 for _, part in stages)
+    def run(self, count: int) -> NDArray[np.float32]:
+        if self.counts:
+            raise RuntimeError("out of memory\nand much more")
+        return super().run(count)
 
 
-def test_bench_rows_without_images_measure_latency_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "TURN_S", 0.0)
-    (row,) = bench_rows([Linear(weights(), card())], [], seconds=0)
-    assert (row.images, row.top1, row.agreement, row.sqnr_db) == (0, None, None, None)
+def test_what_is_right_is_paired_image_by_image(folder: Path) -> None:
+    reference, candidate = weights(), weights() + 0.3 * weights(9)
+    files = list_images(folder)
+    truth = np.array([CLASSES.index(file.label or "") for file in files])
+    first, second = judge([Linear(reference, card()), Linear(candidate, card(), name="int8")], files)
+    was, now = (outputs(folder, matrix).argmax(1) == truth for matrix in (reference, candidate))
+    assert (right_bits(first) == was).all() and (right_bits(second) == now).all()
+    assert len(second.right) == 11  # digits for 42 images
+    assert second.drop == pytest.approx(100 * (was.mean() - now.mean()))
+    table = (int(pair.sum()) for pair in (was & now, was & ~now, now & ~was, ~was & ~now))
+    assert second.drop_interval == difference(*table)
+    assert second.top1_interval == proportion(int(now.sum()), 42)
+    assert (first.drop, first.drop_interval) == (None, None)
 
 
-def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "TURN_S", 0.0)
-    clock = itertools.count()
-    engines = [Linear(weights(), card()), Linear(weights(), card())]
-    for others, seconds, expected in (
-        (lambda: 10.0 * next(clock), 1e-6, ["another process was busy in 20 of 20 turns: the times are rough", "earlier"]),
-        (lambda: 10.0 * next(clock), 0, ["earlier"]),
-        (lambda: 0.0, 1e-6, ["earlier"]),
-    ):
-        monkeypatch.setattr(latency, "_others_s", others)
-        notes = ["earlier"]
-        bench_rows(engines, [], (1, 4), seconds, notes=notes)
-        assert notes == expected
+def test_confusion_counts_every_wrong_answer(folder: Path) -> None:
+    files = list_images(folder)
+    (result,) = judge([Linear(weights(), card())], files)
+    answers = outputs(folder, weights()).argmax(1)
+    expected = Counter((CLASSES.index(file.label or ""), int(a)) for file, a in zip(files, answers, strict=True))
+    assert {(one.truth, one.answer): one.images for one in result.confusion} == {
+        k: n for k, n in expected.items() if k[0] != k[1]
+    }
+    assert [one.images for one in result.confusion] == sorted((one.images for one in result.confusion), reverse=True)
 
 
-def test_bench_rows_refuse_a_batch_before_the_long_work(folder: Path) -> None:
-    engine = Linear(weights(), card())
-    with pytest.raises(VitEdgeError, match="not 32"):
-        bench_rows([engine], list_images(folder), (1, 32))
-    assert not engine.counts
+def test_the_worst_disagreements_are_shown_as_small_pictures(folder: Path) -> None:
+    reference, candidate = weights(), weights() + 0.5 * weights(9)
+    files = list_images(folder)
+    _, result = judge([Linear(reference, card()), Linear(candidate, card(), name="int8")], files)
+    wanted, got = outputs(folder, reference).astype(np.float64), outputs(folder, candidate).astype(np.float64)
+    shares = np.exp(got) / np.exp(got).sum(1, keepdims=True)
+    distances = 1 - shares[np.arange(42), wanted.argmax(1)]
+    differing = [i for i in np.argsort(-distances) if wanted[i].argmax() != got[i].argmax()]
+    assert len(differing) > 12
+    assert [one.image for one in result.worst] == [files[i].name for i in differing[:12]]
+    for one, i in zip(result.worst, differing, strict=False):
+        assert one.distance == pytest.approx(distances[i])
+        assert (one.truth, one.reference, one.answer) == (files[i].label, CLASSES[wanted[i].argmax()], CLASSES[got[i].argmax()])
+        assert len(one.picture) <= 4000
+        assert Image.open(io.BytesIO(base64.b64decode(one.picture))).size == (SIDE, SIDE)
+
+
+def test_without_labels_agreement_is_what_drops(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    for index in range(20):
+        save(tmp_path / f"{index:02}.png", random.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+    _, result = judge([Linear(weights(), card()), Linear(weights() + 0.5 * weights(9), card())], list_images(tmp_path))
+    assert result.agreement is not None and result.drop == pytest.approx(100 - result.agreement)
+    assert result.drop_interval is not None and result.drop_interval.low < result.drop < result.drop_interval.high
+
+
+def test_of_a_model_without_classes_the_noisiest_outputs_are_the_worst(folder: Path) -> None:
+    reference, candidate = weights(), weights() + 0.1 * weights(9)
+    files = list_images(folder)
+    _, result = judge([Linear(m, card(task="embed"), name=str(i)) for i, m in enumerate((reference, candidate))], files)
+    wanted, got = outputs(folder, reference).astype(np.float64), outputs(folder, candidate).astype(np.float64)
+    noise = np.square(wanted - got).sum(1) / np.square(wanted).sum(1)
+    assert [one.image for one in result.worst] == [files[i].name for i in np.argsort(-noise)[:12]]
+    assert (result.worst[0].truth, result.worst[0].answer) == (files[int(noise.argmax())].label, "")
+
+
+def test_a_contender_that_fails_is_left_out_and_the_others_go_on(folder: Path) -> None:
+    files, failed = list_images(folder), dict[str, str]()
+    whole = [Linear(weights(), card()), Linear(weights(2), card(), name="int8")]
+    broken = weights()
+    broken[:, 2] = np.nan
+    contenders = [whole[0], Failing(weights(), card(), name="dies"), whole[1], Linear(broken, card(), name="overflows")]
+    found = judge(contenders, files, failed=failed)
+    assert (found[0], found[2]) == tuple(judge(whole, files))
+    assert found[1] == found[3] == Judged(0)
+    assert failed == {"dies": "out of memory", "overflows": "overflows answers with values that are not finite numbers"}
+
+
+def test_where_the_reference_fails_the_next_one_takes_its_place(folder: Path) -> None:
+    files, failed = list_images(folder), dict[str, str]()
+    rest = [Linear(weights(), card(), name="b"), Linear(weights(2), card(), name="c")]
+    found = judge([Failing(weights(), card(), name="a"), *rest], files, failed=failed)
+    assert found == [Judged(0), *judge(rest, files)]
+    assert failed == {"a": "out of memory"}
+    failed.clear()
+    assert judge([Failing(weights(), card(), name="a")], files, failed=failed) == [Judged(0)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        judge([Failing(weights(), card(), name="a")], files)
+
+
+def test_parts_make_the_same_whole_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "PART", 10)
+    random = np.random.default_rng(3)
+    for index in range(57):
+        save(tmp_path / CLASSES[index % 7] / f"{index:02}.png", random.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+    (tmp_path / CLASSES[3] / "05.jpg").write_bytes(b"broken")
+    contenders = [Linear(weights(), card()), Linear(weights() + 0.3 * weights(9), card(), 7, "int8")]
+    files, notes = list_images(tmp_path), list[str]()
+
+    def shuffled(case: Case, given: Sequence[ImageFile]) -> Iterator[Part]:
+        parts = [part for at in range(0, 58, 20) for part in judge_parts(contenders, case, given[at : at + 20], at)]
+        return iter([parts[i] for i in random.permutation(len(parts))])
+
+    expected = judge(contenders, files, notes=notes)
+    assert len(notes) == 1 and "05.jpg" in notes[0]
+    for _ in range(3):
+        again = list[str]()
+        assert judge(contenders, files, notes=again, spread=shuffled) == expected  # every float to the last bit
+        assert again == notes
+
+
+def test_one_image_is_enough(tmp_path: Path) -> None:
+    save(tmp_path / CLASSES[2] / "only.png", np.full((SIDE, SIDE, 3), 9, np.uint8))
+    first, second = judge([Linear(weights(), card()), Linear(weights(2), card())], list_images(tmp_path))
+    assert first.images == second.images == 1
+    assert second.drop_interval is not None and second.drop_interval.high > second.drop_interval.low

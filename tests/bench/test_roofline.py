@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from tests.engines import Made
 from vitedge.backends import load_backend
 from vitedge.backends.build import Source
-from vitedge.bench.accuracy import bench_rows
+from vitedge.bench.contenders import open_contenders
+from vitedge.bench.document import rows_of
 from vitedge.bench.roofline import POINTS, STREAMING, Point, bound, engine_bound_ms, estimate
+from vitedge.bench.run import Plan, benchmark
 from vitedge.errors import VitEdgeError
 from vitedge.runtime.engine import open_engine
 from vitedge.specs import FloatType, ModelCard, Peaks, Preprocess, Recipe, Target, Work
@@ -162,9 +164,9 @@ def test_a_target_of_unknown_peaks_is_an_error_that_says_how_to_mend_it() -> Non
 
 def test_no_engine_beats_its_bound(made: Made) -> None:
     pytest.importorskip("openvino")
-    with open_engine(made.engines["openvino", "fp32"]) as first, open_engine(made.engines["openvino", "int8"]) as second:
-        rows = bench_rows([first, second], [], (1, 4), 0.3)
-        assert [row.bound_ms for row in rows[:2]] == [engine_bound_ms(engine.manifest, 1) for engine in (first, second)]
+    with open_contenders([str(made.engines["openvino", variant]) for variant in ("fp32", "int8")]) as contenders:
+        rows = rows_of(benchmark(contenders, [], Plan((1, 4), seconds=0.3), notes=[]))
+        assert [row.bound_ms for row in rows[:2]] == [engine_bound_ms(one.manifest, 1) for one in contenders if one.manifest]
     bounds = [row.bound_ms or 0.0 for row in rows]
     assert all(0 < least < row.p50_ms for least, row in zip(bounds, rows, strict=True))
     assert bounds[1] < bounds[0] and bounds[3] < bounds[2], "INT8 moves the roof"

@@ -21,7 +21,7 @@ from onnx import ModelProto, TensorProto, helper
 from tests.engines import CHECKPOINT, IMAGES, MODEL, Made, quantize_plainly, sqnr_db
 from tests.models import float_graph, run_graph
 from vitedge.bench.accuracy import judge
-from vitedge.bench.report import end_to_end, layer_table
+from vitedge.bench.losses import end_to_end, layer_table
 from vitedge.bench.sides import Side, open_sides
 from vitedge.bench.verify import Energies, LayerLoss, Verification, check_sqnr, verify
 from vitedge.compiler import graph

@@ -1,101 +1,302 @@
-"""Engines and image files in, accuracies out, in one pass over the files.
+"""Contenders and image files in, what each of them answered out, in one pass over the files.
 
-    [engine, ...] + [ImageFile, ...]  ->  judge  ->  one Accuracy an engine
+    [contender, ...] + [ImageFile, ...]  ->  judge_parts  ->  a Part for every PART files  ->  judge  ->  one Judged a contender
 
-Each file is decoded once, prepared once for all engines with the same input contract, and gone when it is scored. The
-first engine is the reference that the others are compared with. Knows nothing of backends, files on disk or reports.
+Each file is decoded once, prepared once for all contenders with the same input contract, and gone when it is scored. The
+first contender is the reference that the others are compared with. A contender is an engine, or whatever else has its name,
+card, input, max_batch and run. Knows nothing of backends, clusters or reports.
+
+Batches are composed within a part and never across two, and parts always begin at the same files: the last bits of a product
+may depend on how many rows it has. So whoever judges which part, the same answers are counted, and tallies merge exactly.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+import base64
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from vitedge.errors import EngineError, VitEdgeError
-from vitedge.images import ImageFile, labels_of, stream
+from vitedge.bench.document import Disagreement, Judged
+from vitedge.bench.labels import UNKNOWN, known_classes
+from vitedge.bench.tally import Far, Tally
+from vitedge.errors import EngineError, ImageError, VitEdgeError, first_line
+from vitedge.images import ImageFile, decode, decoded, jpeg
 from vitedge.preprocess import write_input
-from vitedge.specs import ModelCard, PixelFormat
+from vitedge.specs import ModelCard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vitedge.backends import Session
     from vitedge.runtime.engine import Engine
 
-UNKNOWN = -1  # the class of an image without a usable label
-FLOAT32_NOISE = 2.0**-48  # noise power below this part of the signal is float32 rounding: SQNR ends at 144.5 dB
+PART = 256  # files that are judged, and sent to a worker, as one
+PICTURE_SIDE = 96  # pixels of the longer side of a picture in a report
+PICTURE_BYTES = 3000  # of its JPEG at most; base64 makes 4000 of them
+
+
+class Contender(Protocol):
+    """What can be judged: an engine, or a model on some runtime. See runtime/engine.py for what the members mean."""
+
+    @property
+    def name(self) -> str:
+        """Unlike that of any other contender."""
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model is and how it is fed."""
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch it takes."""
+
+    @property
+    def input(self) -> NDArray[Any]:
+        """[max_batch, ...], to write rows into."""
+
+    def run(self, count: int) -> NDArray[np.float32]:
+        """The answers to the first `count` rows of `input`; float32[count, ...], valid until the next run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
-    """How one engine did. Percent and dB; None = cannot be known from these images, this task or this output shape.
+class Case:
+    """What the parts of one judging have in common; plain data, for workers in other processes.
 
-    images: scored; top1 and top5 are of those with a known class. top5: of more than five classes only.
-    agreement: images with the same top-1 as the reference, of classifiers.
-    sqnr_db: 10 log10 of the power of the reference's output over that of the difference, all images together.
-    Of the reference itself agreement and sqnr_db are None.
+    those: which of the contenders, the reference first. classes: label -> class index, for each of those. batch: how many
+    images are answered at once. isolate: whether a contender that fails is left out, instead of raising.
     """
 
-    images: int
-    top1: float | None = None
-    top5: float | None = None
-    agreement: float | None = None
-    sqnr_db: float | None = None
+    those: tuple[int, ...]
+    classes: tuple[Mapping[str, int], ...]
+    batch: int
+    isolate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What was counted of some files.
+
+    done: files that are counted or skipped. tallies: by contender. failed: by contender, why. skipped: by the number of the
+    first file, a sentence for each that could not be decoded. failing: whether the reference failed, so that nothing counts.
+    """
+
+    done: int
+    tallies: dict[int, Tally]
+    failed: dict[int, str]
+    skipped: dict[int, tuple[str, ...]]
+    failing: bool = False
+
+
+Spread = Callable[[Case, Sequence[ImageFile]], Iterator[Part]]  # gives the parts of all files, in any order
 
 
 def judge(
-    engines: Sequence[Engine],
+    contenders: Sequence[Contender],
     files: Sequence[ImageFile],
     *,
     notes: list[str] | None = None,
     progress: Callable[[int], None] | None = None,
-) -> list[Accuracy]:
-    """Run every engine on every file and compare with the files' labels and with the first engine.
+    failed: dict[str, str] | None = None,
+    spread: Spread | None = None,
+) -> list[Judged]:
+    """Run every contender on every file and compare with the files' labels and with the first contender.
 
     notes: receives sentences on what did not stop the judging: labels that do not fit the model, files that were skipped.
-    progress: called with the number of files finished so far.
-    Raises VitEdgeError where no file can be decoded, EngineError where an output is not finite.
+    progress: called with the number of files finished so far. failed: receives the name of each contender that raises, or whose
+    answers are not finite, with the reason; its Judged is that of no image, and where it was the reference, the next one is.
+    Without `failed` that is raised: an EngineError where an output is not finite. spread: who judges the parts, by default this
+    process. Raises VitEdgeError where no file can be decoded.
     """
-    skipped: list[str] = []
     problems: list[str] = []
-    classes = [_classes(engine.manifest.card, files, problems) for engine in engines]
-    tallies = [_Tally(engine.manifest.card.task == "classify") for engine in engines]
-    done = 0
-    for folders in _filled(engines, files, skipped):
-        reference = None
-        for engine, known, tally in zip(engines, classes, tallies, strict=True):
-            outputs = _finite_outputs(engine, len(folders))
-            tally.add(outputs, np.array([known.get(folder or "", UNKNOWN) for folder in folders]), reference)
-            reference = outputs if reference is None else reference
-        done += len(folders)
-        if progress:
-            progress(done + len(skipped))
+    classes = [known_classes(contender.card, files, problems) for contender in contenders]
+    batch = min([PART, *(contender.max_batch for contender in contenders)])
+    reasons: dict[int, str] = {}
+    total = Part(0, {}, {}, {})
+    while those := tuple(index for index in range(len(contenders)) if index not in reasons):
+        case = Case(those, tuple(classes[index] for index in those), batch, failed is not None)
+        parts = spread(case, files) if spread else judge_parts(contenders, case, files)
+        total = _total(case, contenders, parts, progress)
+        reasons.update(total.failed)
+        if not total.failing:
+            break
+    skipped = [sentence for number in sorted(total.skipped) for sentence in total.skipped[number]]
+    if len(skipped) == len(files):
+        reason = f"; the first: {skipped[0]}" if skipped else ""
+        raise VitEdgeError(f"none of {len(files)} images could be decoded{reason}")
     if progress:
         progress(len(files))
     if notes is not None:
         notes += [*problems, *skipped]
-    return [tally.accuracy() for tally in tallies]
+    if failed is not None:
+        failed.update({contenders[index].name: reasons[index] for index in sorted(reasons)})
+    counted = {index: tally for index, tally in total.tallies.items() if index not in reasons}
+    pictures = _Pictures(files)
+    return [
+        counted[index].judged(tuple(pictures.shown(far, contender.card) for far in counted[index].worst))
+        if index in counted
+        else Judged(0)
+        for index, contender in enumerate(contenders)
+    ]
+
+
+def judge_parts(contenders: Sequence[Contender], case: Case, files: Sequence[ImageFile], first: int = 0) -> Iterator[Part]:
+    """Judge `files`, of which the first is number `first` of all, a multiple of PART; gives a Part for every PART of them."""
+    images = decoded(files)
+    failed: dict[int, str] = {}
+    for start in range(0, len(files), PART):
+        count = min(PART, len(files) - start)
+        sitting = _Sitting(contenders, case, failed)
+        yield sitting.judge(first + start, itertools.islice(images, count))
+        if case.those[0] in failed:  # all others were held against what does not count
+            break
+
+
+def _total(case: Case, contenders: Sequence[Contender], parts: Iterator[Part], progress: Callable[[int], None] | None) -> Part:
+    """All parts as one, up to the first in which the reference failed."""
+    total = Part(0, {index: Tally(contenders[index].card.task == "classify") for index in case.those}, {}, {})
+    for part in parts:
+        total.failed.update({index: why for index, why in part.failed.items() if index not in total.failed})
+        if part.failing:
+            return Part(total.done, {}, total.failed, {}, failing=True)
+        for index, tally in part.tallies.items():
+            total.tallies[index].merge(tally)
+        total = Part(total.done + part.done, total.tallies, total.failed, total.skipped | part.skipped)
+        if progress:
+            progress(total.done)
+    return total
+
+
+class _Sitting:
+    """One part of the files before all contenders."""
+
+    def __init__(self, contenders: Sequence[Contender], case: Case, failed: dict[int, str]) -> None:
+        self.contenders, self.case, self.failed = contenders, case, failed
+        self.tallies = {index: Tally(contenders[index].card.task == "classify") for index in case.those}
+
+    def judge(self, first: int, images: Iterator[tuple[ImageFile, NDArray[np.uint8] | ImageError]]) -> Part:
+        """Answer and count the images, of which the first is number `first`."""
+        labels, numbers, skipped, done = list[str | None](), list[int](), list[str](), 0
+        for number, (file, image) in enumerate(images, first):
+            done += 1
+            if isinstance(image, ImageError):
+                skipped.append(str(image))
+                continue
+            self._fill(len(labels), image)
+            labels.append(file.label)
+            numbers.append(number)
+            if len(labels) == self.case.batch:
+                self._answer(labels, numbers)
+                labels, numbers = [], []
+            if self._failing():
+                break
+        if labels and not self._failing():
+            self._answer(labels, numbers)
+        tallies = {index: tally for index, tally in self.tallies.items() if index not in self.failed}
+        return Part(done, tallies, dict(self.failed), {first: tuple(skipped)} if skipped else {}, self._failing())
+
+    def _fill(self, row: int, image: NDArray[np.uint8]) -> None:
+        """Write an image into the buffers of all contenders that are still in, prepared once for those that are fed alike."""
+        prepared: dict[Any, NDArray[Any]] = {}
+        for index in self.case.those:
+            if index in self.failed:
+                continue
+            with self._isolated(index):
+                card, own = self.contenders[index].card, self.contenders[index].input[row]
+                alike = (card.preprocess, card.patch)
+                if alike in prepared:
+                    own[...] = prepared[alike]
+                else:
+                    write_input(image, card, own)
+                    prepared[alike] = own
+
+    def _answer(self, labels: Sequence[str | None], numbers: Sequence[int]) -> None:
+        """Run all contenders on the rows that are filled, and count."""
+        reference = None
+        for index, classes in zip(self.case.those, self.case.classes, strict=True):
+            if index in self.failed:
+                continue
+            with self._isolated(index):
+                outputs = _finite_outputs(self.contenders[index], len(labels))
+                truth = np.array([classes.get(label or "", UNKNOWN) for label in labels])
+                right = self.tallies[index].add(outputs, truth, numbers)
+                if reference is None:
+                    reference = outputs, right
+                    continue
+                self.tallies[index].compare(outputs, reference[0], truth, numbers)
+                self.tallies[index].pair(right, reference[1])
+
+    @contextmanager
+    def _isolated(self, index: int) -> Iterator[None]:
+        """Where a contender may fail alone, remember why."""
+        try:
+            yield
+        except Exception as error:  # whatever a runtime raises
+            if not self.case.isolate:
+                raise
+            self.failed[index] = first_line(error)
+
+    def _failing(self) -> bool:
+        """Whether the reference failed, so that nothing else counts."""
+        return self.case.those[0] in self.failed
+
+
+def _finite_outputs(contender: Contender, count: int) -> NDArray[np.float32]:
+    outputs = contender.run(count)
+    if not np.isfinite(outputs).all():
+        raise EngineError(
+            f"{contender.name} answers with values that are not finite numbers",
+            hint="something overflows: does the fp32 engine do so too?",
+        )
+    return outputs
+
+
+class _Pictures:
+    """Small pictures of files, each decoded once more and made once."""
+
+    def __init__(self, files: Sequence[ImageFile]) -> None:
+        self.files = files
+        self.made: dict[int, str] = {}
+
+    def shown(self, far: Far, card: ModelCard) -> Disagreement:
+        """An image on which a model of `card` is far from the reference, as a report shows it."""
+        file = self.files[far.image]
+        truth = _label(card, far.truth) or file.label or ""
+        picture = self._picture(far.image)
+        return Disagreement(file.name, truth, _label(card, far.reference), _label(card, far.answer), far.distance, picture)
+
+    def _picture(self, number: int) -> str:
+        """A JPEG, base64; "" of a file that is gone by now."""
+        if number not in self.made:
+            try:
+                content = jpeg(decode(self.files[number]), PICTURE_SIDE, PICTURE_BYTES)
+            except ImageError:
+                content = b""
+            self.made[number] = base64.b64encode(content).decode()
+        return self.made[number]
+
+
+def _label(card: ModelCard, index: int) -> str:
+    """What a model calls a class; the index where it has no names, "" of no class."""
+    if index == UNKNOWN:
+        return ""
+    return card.labels[index] if index < len(card.labels) else str(index)
 
 
 class Recording:
-    """A Session that runs an engine once and then answers from memory: a reference for one candidate after another.
+    """A contender that runs an engine once and then answers from memory: a reference for one candidate after another.
 
     Whoever calls `judge` again with it must `rewind` first, and give the same files.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.input, self.streams = engine.input, engine.streams
+        self.name, self.card, self.max_batch = engine.name, engine.card, engine.max_batch
+        self.input = engine.input
         self._engine, self._position = engine, 0
         self._answers: list[NDArray[np.float32]] = []
-
-    def write(self, row: int, picture: NDArray[np.uint8], pixels: PixelFormat) -> None:
-        """Preprocess a picture into a row of the engine's input."""
-        self._engine.write(row, picture, pixels)
 
     def run(self, count: int) -> NDArray[np.float32]:
         """The engine's answer to what was in `input` at this call of the first time."""
@@ -107,147 +308,3 @@ class Recording:
     def rewind(self) -> None:
         """Begin again with the first answer."""
         self._position = 0
-
-    def fork(self) -> Session:
-        """The engine once more, which records nothing."""
-        return self._engine.fork()
-
-    def close(self) -> None:
-        """The engine belongs to whoever opened it."""
-
-
-def match_labels(folders: Sequence[str], card: ModelCard) -> dict[str, int]:
-    """The class index of each folder name that has one.
-
-    A name is a label of the model exactly, or but for case, spaces, hyphens and underscores; where no name is, and all are
-    whole numbers, they are class indices. A name that fits two labels is left out. Raises VitEdgeError where none fits.
-    """
-    found = {**_matches(folders, card.labels, _loose), **_matches(folders, card.labels, str)}  # an exact name goes first
-    count = len(card.labels) or (card.outputs[0].shape[-1] if card.outputs else None)
-    if not found and all(re.fullmatch("[0-9]+", folder) for folder in folders):
-        found = {folder: int(folder) for folder in folders if count is None or int(folder) < count}
-    if not found:
-        indices = f"class index, 0 to {count - 1}" if count else "class index"
-        raise VitEdgeError(
-            f"the image folders ({_some(folders)}) match none of the labels of {card.name} ({_some(card.labels)})",
-            hint=f"name the folders like the labels or by {indices}; until then there is no top-1",
-        )
-    return found
-
-
-def sqnr_db(signal: float, noise: float) -> float | None:
-    """The power of a signal over that of a noise in dB, at most what float32 can tell; None where there is no signal."""
-    return 10 * math.log10(signal / max(noise, signal * FLOAT32_NOISE)) if signal else None
-
-
-def _classes(card: ModelCard, files: Sequence[ImageFile], problems: list[str]) -> dict[str, int]:
-    """Folder name -> class index for one model; folders without one are told to `problems`, once a model."""
-    folders = labels_of(files)
-    if card.task != "classify" or not folders:
-        return {}
-    try:
-        found = match_labels(folders, card)
-        strangers = [folder for folder in folders if folder not in found]
-        problem = f"{card.name} has no label for {_some(strangers)}: their images do not count for top-1" if strangers else ""
-    except VitEdgeError as error:
-        found, problem = {}, f"{error}: {error.hint}"
-    if problem and problem not in problems:
-        problems.append(problem)
-    return found
-
-
-def _filled(engines: Sequence[Engine], files: Sequence[ImageFile], skipped: list[str]) -> Iterator[list[str | None]]:
-    """Fill the buffers of all engines with the same images, batch by batch; gives the folder names of the rows."""
-    size = min((engine.max_batch for engine in engines), default=1)
-    alike: dict[Any, list[Engine]] = {}
-    for engine in engines:
-        alike.setdefault((engine.manifest.card.preprocess, engine.manifest.card.patch), []).append(engine)
-    folders: list[str | None] = []
-    for file, image in stream(files, skipped):
-        for first, *others in alike.values():
-            row = first.input[len(folders)]
-            write_input(image, first.manifest.card, row)
-            for other in others:
-                other.input[len(folders)] = row
-        folders.append(file.label)
-        if len(folders) == size:
-            yield folders
-            folders = []
-    if folders:
-        yield folders
-
-
-def _finite_outputs(engine: Engine, count: int) -> NDArray[np.float32]:
-    outputs = engine.run(count)
-    if not np.isfinite(outputs).all():
-        raise EngineError(
-            f"{engine.path} answers with values that are not finite numbers",
-            hint="something overflows: does the fp32 engine do so too?",
-        )
-    return outputs
-
-
-class _Tally:
-    """What one engine got right so far, and how far its outputs strayed from the reference's."""
-
-    def __init__(self, classifier: bool) -> None:
-        self.classifier = classifier
-        self.images = self.labelled = self.top1 = self.top5 = self.agreed = self.compared = self.classes = 0
-        self.signal = self.noise = 0.0
-
-    def add(self, outputs: NDArray[np.float32], truth: NDArray[np.int64], reference: NDArray[np.float32] | None) -> None:
-        """Count outputs [n, ...] against class indices [n] (UNKNOWN: none) and the reference's outputs, None for its own."""
-        self.images += len(outputs)
-        if self.classifier:
-            self._add_ranks(outputs, truth)
-        if reference is None or reference.shape != outputs.shape:
-            return
-        self.compared += len(outputs)
-        self.signal += float(np.square(reference, dtype=np.float64).sum())
-        self.noise += float(np.square(np.subtract(reference, outputs, dtype=np.float64)).sum())
-        if self.classifier:
-            self.agreed += int((outputs.argmax(-1) == reference.argmax(-1)).sum())
-
-    def _add_ranks(self, logits: NDArray[np.float32], truth: NDArray[np.int64]) -> None:
-        self.classes = logits.shape[-1]
-        if truth.max() >= self.classes:
-            raise VitEdgeError(
-                f"an image is of class {truth.max()}, but the engine knows {self.classes} classes, 0 to {self.classes - 1}"
-            )
-        logits, truth = logits[truth != UNKNOWN], truth[truth != UNKNOWN]
-        own = np.take_along_axis(logits, truth[:, None], axis=-1)
-        tied_before = (logits == own) & (np.arange(self.classes) < truth[:, None])  # as argmax, which takes the first
-        rank = ((logits > own) | tied_before).sum(-1)
-        self.labelled += len(truth)
-        self.top1 += int((rank < 1).sum())
-        self.top5 += int((rank < 5).sum())
-
-    def accuracy(self) -> Accuracy:
-        """The counts as percent and dB."""
-        return Accuracy(
-            images=self.images,
-            top1=_percent(self.top1, self.labelled),
-            top5=_percent(self.top5, self.labelled) if self.classes > 5 else None,
-            agreement=_percent(self.agreed, self.compared) if self.classifier else None,
-            sqnr_db=sqnr_db(self.signal, self.noise),
-        )
-
-
-def _percent(part: int, whole: int) -> float | None:
-    return 100 * part / whole if whole else None
-
-
-def _matches(folders: Sequence[str], labels: Sequence[str], form: Callable[[str], str]) -> dict[str, int]:
-    """Index of the one label whose `form` is that of the folder, for the folders that have one."""
-    indices: dict[str, list[int]] = {}
-    for index, label in enumerate(labels):
-        indices.setdefault(form(label), []).append(index)
-    return {folder: at[0] for folder in folders if len(at := indices.get(form(folder), [])) == 1}
-
-
-def _loose(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).casefold()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join([*map(repr, names[:3]), *["..."][: len(names) > 3]]) or "it has none"

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from vitedge.bench.page import page
 from vitedge.bench.plot import FRAME, HEIGHT, WIDTH, Axis, axis
-from vitedge.bench.report import PAGE, STYLE
 from vitedge.errors import VitEdgeError
 from vitedge.workspace import write_file
 
@@ -79,7 +79,7 @@ def write_page(path: Path, analysis: Analysis) -> None:
     figures = "".join(f'<figure class="card plot">{svg}</figure>' for svg in (_bars(analysis), _curve(analysis)))
     about = f"{analysis.variant}, {analysis.images} images"
     body = f'<section>{head}<div class="tiles">{figures}</div></section>'
-    write_file(path, PAGE.format(title=escape(title), style=STYLE, about=escape(about), body=body))
+    write_file(path, page(title, about, body))
 
 
 def _headline(analysis: Analysis) -> str:

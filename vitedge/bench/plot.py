@@ -1,18 +1,13 @@
-"""Bench rows of one model in, a latency-accuracy plot out: SVG with its caption, as HTML without outside assets.
+"""The geometry of a plot: axes with ticks at round values, and where the labels of its points may stand.
 
-    [BenchRow, ...]  ->  scale and axes  ->  points  ->  labels where they hide least  ->  plot
-
-Knows nothing of the page around it, which gives the classes used here (`grid`, `point`, `c0` ...) their looks.
+Knows nothing of what is plotted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-
-from vitedge.specs import BenchRow
 
 WIDTH, HEIGHT = 560, 380  # of the plot, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 22, 44
@@ -55,32 +50,6 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scale:
-    """What the plot shows upwards: its title as HTML, unit, ends, and the value of each row that has one."""
-
-    title: str
-    unit: str
-    ends: tuple[float, float]
-    heights: Mapping[BenchRow, float]
-
-    def text(self, row: BenchRow) -> str:
-        if row.top1 is None and row.agreement is None and row.sqnr_db is None:
-            return "reference"
-        return f"{self.heights[row]:.2f}%" if self.unit == "%" else f"{self.heights[row]:.1f} dB"
-
-
-@dataclass(frozen=True, slots=True)
-class _Point:
-    """A row's place in the plot."""
-
-    row: BenchRow
-    x: float
-    y: float
-    colour: int
-    lines: tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True)
 class Box:
     left: float
     top: float
@@ -98,63 +67,6 @@ class Box:
 
 
 FRAME = Box(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
-
-
-def plot(rows: Sequence[BenchRow], names: Mapping[BenchRow, str]) -> str:
-    """The rows of one model and batch as points: median latency to the right, the best known accuracy upwards.
-
-    The first row is the reference. names: what to call each row; a long one is shortened.
-    """
-    scale = _scale(rows)
-    rows = [row for row in rows if row in scale.heights]
-    x = axis(0, max(row.p90_ms for row in rows) * 1.12, FRAME.left, FRAME.right)
-    y = _vertical_axis(list(scale.heights.values()))
-    variants = list(dict.fromkeys(row.variant for row in rows))
-    points = [
-        _Point(row, x.at(row.p50_ms), y.at(scale.heights[row]), variants.index(row.variant) % 6,
-               (_short(names[row]), f"{row.p50_ms:.2f} ms · {scale.text(row)}"))
-        for row in rows
-    ]  # fmt: skip
-    batch = "one image" if rows[0].batch == 1 else f"a batch of {rows[0].batch}"
-    grid = [f'<path d="M{at:.1f} {FRAME.top}V{FRAME.bottom}"/>' for at, _ in x.ticks()]
-    grid += [f'<path d="M{FRAME.left} {at:.1f}H{FRAME.right}"/>' for at, _ in y.ticks(*scale.ends)]
-    ticks = [f'<text x="{at:.1f}" y="{FRAME.bottom + 20}" text-anchor="middle">{text}</text>' for at, text in x.ticks()]
-    ticks += [
-        f'<text x="{FRAME.left - 9}" y="{at:.1f}" dy=".35em" text-anchor="end">{text}</text>' for at, text in y.ticks(*scale.ends)
-    ]
-    return (
-        f"<figcaption><b>{scale.title}, {scale.unit}</b><span>up and to the left is better</span></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{scale.title} against latency">'
-        f'<g class="grid">{"".join(grid)}</g><g class="ticks">{"".join(ticks)}</g>{_marks(points, x)}</svg>'
-        f'<p class="axis">Latency of {batch}, ms: a point is the median, its line reaches the 90th percentile. '
-        f"{_basis(rows[0])}</p>"
-    )
-
-
-def _basis(row: BenchRow) -> str:
-    """How many images an accuracy rests on, and how sure that makes it."""
-    if row.top1 is None or not row.images:
-        return f"Compared on {row.images:,} images." if row.images else ""
-    error = 100 * math.sqrt(row.top1 / 100 * (1 - row.top1 / 100) / row.images)
-    return f"Top-1 of {row.images:,} images has a standard error of {error:.2f} points."
-
-
-def _scale(rows: Sequence[BenchRow]) -> _Scale:
-    """Top-1 if known, else agreement with the reference, else SQNR; the reference has the place of perfect agreement."""
-    reference = rows[0]
-    top1 = {row: row.top1 for row in rows if row.top1 is not None}
-    if top1:
-        return _Scale("Top-1 accuracy", "%", (0, 100), top1)
-    agreement = {row: row.agreement for row in rows if row.agreement is not None}
-    sqnr = {row: row.sqnr_db for row in rows if row.sqnr_db is not None}
-    if agreement or not sqnr:
-        return _Scale(f"Agreement with {escape(reference.variant)}", "%", (0, 100), {reference: 100, **agreement})
-    highest = max(sqnr.values())
-    return _Scale(f"SQNR against {escape(reference.variant)}", "dB", (-math.inf, highest + 2), {reference: highest + 6, **sqnr})
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "…"
 
 
 def axis(low: float, high: float, start: float, end: float) -> Axis:
@@ -183,51 +95,3 @@ def places(x: float, y: float, texts: Sequence[str]) -> list[tuple[Box, str]]:
         (x - 6 - width, y + 10, "end"),
     ]
     return [(Box(left, top, left + width, top + height), anchor) for left, top, anchor in spots]
-
-
-def _vertical_axis(values: list[float]) -> Axis:
-    """Room around the values; two points or dB at least, so that noise does not look like a difference."""
-    middle, spread = (min(values) + max(values)) / 2, max(max(values) - min(values), 2.0)
-    return axis(middle - 0.75 * spread, middle + 0.75 * spread, FRAME.bottom, FRAME.top)
-
-
-def _marks(points: Sequence[_Point], x: Axis) -> str:
-    """Points, spreads and labels; a label goes where it hides nothing, or the least."""
-    taken = [Box(p.x - 8, p.y - 8, max(p.x + 8, x.at(p.row.p90_ms)), p.y + 8) for p in points]
-    marks = []
-    for point in points:
-        box, anchor = min(_places(point), key=lambda place: _cost(place[0], taken))
-        taken.append(box)
-        middle = f"{(box.top + box.bottom) / 2:.1f}"
-        at = {"start": box.left, "middle": (box.left + box.right) / 2, "end": box.right}[anchor]
-        name, value = map(escape, point.lines)
-        full = escape(f"{point.row.variant} on {point.row.backend}, batch {point.row.batch}: {point.lines[1]}")
-        marks.append(
-            f'<g class="c{point.colour}"><path class="spread" d="M{point.x:.1f} {point.y:.1f}H{x.at(point.row.p90_ms):.1f}"/>'
-            f'<circle class="point" cx="{point.x:.1f}" cy="{point.y:.1f}" r="7"><title>{full}</title></circle>'
-            f'<text class="name" x="{at:.1f}" y="{middle}" dy="-.2em" text-anchor="{anchor}">{name}</text>'
-            f'<text x="{at:.1f}" y="{middle}" dy="1.05em" text-anchor="{anchor}">{value}</text></g>'
-        )
-    return "".join(marks)
-
-
-def _places(point: _Point) -> list[tuple[Box, str]]:
-    """Where the label of a point may stand, best first: beside it, above, below, in the corners."""
-    width, height = max(map(len, point.lines)) * GLYPH, 2 * LINE
-    x, y = point.x, point.y
-    spots = [
-        (x + 14, y - height / 2, "start"),
-        (x - 14 - width, y - height / 2, "end"),
-        (x - width / 2, y - 12 - height, "middle"),
-        (x - width / 2, y + 12, "middle"),
-        (x + 6, y - 10 - height, "start"),
-        (x + 6, y + 10, "start"),
-        (x - 6 - width, y - 10 - height, "end"),
-        (x - 6 - width, y + 10, "end"),
-    ]
-    return [(Box(left, top, left + width, top + height), anchor) for left, top, anchor in spots]
-
-
-def _cost(box: Box, taken: Sequence[Box]) -> float:
-    """The area hidden by a label, or lost outside of the frame."""
-    return sum(map(box.overlap, taken)) + 2 * (box.area - box.overlap(FRAME))

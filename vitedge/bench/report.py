@@ -1,353 +1,248 @@
-"""Bench rows in, something to read out: a terminal table, a JSON document, one self-contained HTML page.
+"""Documents in, files to read out: one self-contained HTML page, Markdown, CSV, a picture of the frontier.
 
-    [BenchRow, ...]  ->  table        ->  rich.table.Table
-                     ->  rows_to_json ->  plain data
-                     ->  write_report ->  report.html: headline, latency-accuracy plot, table, environment
-    Verification     ->  end_to_end, layer_table  ->  one line, and rich.table.Table
+    [Document, ...]  ->  write_outputs  ->  report.html, report.md, report.csv, frontier.png
+    Document         ->  headline       ->  one sentence on what the choice won and lost
 
-The first row of a model is the reference that its other rows are compared with. Knows nothing of engines: it prints
-what was measured and measures nothing. "× bound" is p50 over the time that no engine of this graph can beat on this device
-(see roofline.py); "files/s" is the rate from disk to answer (see throughput.py).
+The page stays under 1 MB: of many candidates the layers and pictures of those that matter are kept (see sections.py). Knows
+nothing of how anything was measured.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, Literal
 
-from rich.table import Table
-from rich.text import Text
-
-from vitedge.bench.plot import plot
-from vitedge.bench.verify import LayerLoss, Verification
-from vitedge.specs import BenchRow, to_dict
+from vitedge.bench import sections, tables
+from vitedge.bench.document import Candidate, Document, Judged, Timed
+from vitedge.bench.frontier import Choice, Point, choose, common_batch, drop_of, locate, machine_names
+from vitedge.bench.page import page
+from vitedge.bench.scatter import accuracy_text, scatter
+from vitedge.bench.tables import csv_text, display_names, lines
+from vitedge.errors import VitEdgeError
 from vitedge.workspace import write_file
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """How one value of a row is shown; `best` is set in bold, among the rows of a model and, if `per_batch`, of a batch.
+def write_outputs(
+    documents: Sequence[Document],
+    *,
+    report: Path | None = None,
+    markdown: Path | None = None,
+    csv: Path | None = None,
+    png: Path | None = None,
+    choice: Choice | None = None,
+) -> list[Path]:
+    """Write what is asked for, and return the paths.
 
-    digits: behind the point; None for as many as make three digits in all.
+    choice: see `choose`; by default the one without limits. Raises VitEdgeError where a file cannot be written, or Matplotlib,
+    which draws the PNG, is not installed.
     """
+    choice = choice or usual_choice(documents)
+    if png:
+        from vitedge.bench.picture import write_png
 
-    head: str
-    value: Callable[[BenchRow], str | float | None]
-    digits: int | None = 0
-    best: Literal["low", "high"] | None = None
-    per_batch: bool = False
-
-    def text(self, row: BenchRow) -> str:
-        value = self.value(row)
-        if value is None or isinstance(value, str):
-            return value or "–"
-        digits = max(0, 2 - math.floor(math.log10(value or 1))) if self.digits is None else self.digits
-        return f"{value:,.{digits}f}"
-
-    def is_number(self, row: BenchRow) -> bool:
-        return not isinstance(self.value(row), str)
-
-    def is_best(self, row: BenchRow, rows: Sequence[BenchRow]) -> bool:
-        """Whether the row shows the best of several values that do not all look the same."""
-        rivals = [r for r in rows if r.model == row.model and (r.batch == row.batch or not self.per_batch)]
-        values = [value for r in rivals if isinstance(value := self.value(r), (int, float))]
-        if not self.best or len({self.text(r) for r in rivals if self.value(r) is not None}) < 2:
-            return False
-        return self.value(row) == (min(values) if self.best == "low" else max(values))
+        write_png(png, documents, choice)
+    texts = ((report, html), (markdown, tables.markdown), (csv, csv_text))
+    for path, made in texts:
+        if path:
+            write_file(path, made(documents, choice))
+    return [path for path in (report, markdown, csv, png) if path]
 
 
-COLUMNS = (
-    _Column("variant", lambda row: row.variant),
-    _Column("backend", lambda row: row.backend),
-    _Column("batch", lambda row: row.batch),
-    _Column("p50 ms", lambda row: row.p50_ms, 2, "low", per_batch=True),
-    _Column("p99 ms", lambda row: row.p99_ms, 2, "low", per_batch=True),
-    _Column("images/s", lambda row: row.images_per_s, None, "high"),
-    _Column("files/s", lambda row: row.sustained_per_s, None, "high"),
-    _Column("× bound", lambda row: row.p50_ms / row.bound_ms if row.bound_ms else None, 1),
-    _Column("size MiB", lambda row: row.size_mib, 1, "low"),
-    _Column("top-1 %", lambda row: row.top1, 2, "high"),
-    _Column("agreement %", lambda row: row.agreement, 2, "high"),
-    _Column("SQNR dB", lambda row: row.sqnr_db, 1, "high"),
-)
-ACCURACY = {"top-1 %": "Top-1 accuracy", "agreement %": "Agreement", "SQNR dB": "SQNR"}  # the first one known is shown
+def usual_choice(documents: Sequence[Document]) -> Choice | None:
+    """The choice without limits; None where nothing was timed."""
+    try:
+        return choose(documents)
+    except VitEdgeError:
+        return None
 
 
-def table(rows: Sequence[BenchRow]) -> Table:
-    """The rows for a terminal, the best values in bold; columns in which nothing was measured are left out."""
-    columns = _columns(rows)
-    result = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        number = any(map(column.is_number, rows))
-        result.add_column(column.head, justify="right" if number else "left", no_wrap=number)  # names give way where it is narrow
-    for row in rows:
-        result.add_row(
-            *(Text(c.text(row), "bold" if c.is_best(row, rows) else "", no_wrap=True, overflow="ellipsis") for c in columns)
-        )
-    return result
+def headline(document: Document, choice: Choice) -> str:
+    """One sentence on what the choice won and lost against the reference."""
+    return " ".join(filter(None, _clauses(document, choice)))
 
 
-def rows_to_json(rows: Sequence[BenchRow], details: Mapping[str, str]) -> dict[str, Any]:
-    """The rows and `details` of where they were measured as plain data, ready for `json.dumps`."""
-    return {"environment": dict(details), "rows": [to_dict(row) for row in rows]}
-
-
-def headline(rows: Sequence[BenchRow]) -> str:
-    """One sentence on one model's rows: what its fastest candidate won and lost against the reference."""
-    return " ".join(filter(None, _clauses(rows)))
-
-
-def beaten(rows: Sequence[BenchRow]) -> list[str]:
-    """A note on each row that is faster than its bound: no engine is, so the bound is wrong."""
+def beaten(document: Document) -> list[str]:
+    """A note on each timing that is faster than its bound: no engine is, so the bound is wrong."""
     return [
-        f"{row.variant} at batch {row.batch} is faster than its bound, so the peaks that the bound is made of are too low: they "
+        f"{one.name} at batch {timed.batch} is faster than its bound, so the peaks that the bound is made of are too low: they "
         "were measured on a busy machine, or the target gives them wrongly"
-        for row in rows
-        if row.bound_ms and row.p50_ms < row.bound_ms
+        for one in document.finished
+        for timed in one.timings
+        if timed.bound_ms and timed.p50_ms < timed.bound_ms
     ]
 
 
-def write_report(path: Path, rows: Sequence[BenchRow], details: Mapping[str, str]) -> None:
-    """Write one HTML file without outside assets: a section for each model, the table, and `details` (see environment.py).
+def mismatches(documents: Sequence[Document]) -> list[str]:
+    """What makes several documents hard to compare, a sentence each."""
+    found = []
+    models = {one.model for document in documents for one in document.candidates}
+    references = {document.reference for document in documents}
+    if len(models) > 1:
+        found.append(
+            f"these benchmarks are of different models, {', '.join(sorted(models))}: their accuracies are of different tasks"
+        )
+    if len({document.images_key for document in documents}) > 1:
+        named = sorted({document.dataset or "no images" for document in documents})
+        found.append(f"they were not judged on the same images ({', '.join(named)}): small differences of accuracy mean nothing")
+    if len(references) > 1:
+        found.append(f"they have different references, {', '.join(sorted(references))}: drops and speed-ups are against these")
+    return found if len(documents) > 1 else []
 
-    Raises VitEdgeError where the file cannot be written.
-    """
-    models = list(dict.fromkeys(row.model for row in rows))
-    sections = [_section([row for row in rows if row.model == model]) for model in models]
-    body = "".join(sections) + _html_table(rows) + _html_details(details)
-    about = " · ".join(details[key] for key in ("machine", "date") if key in details)
-    title = "vitedge: " + ", ".join(models)
-    write_file(path, PAGE.format(title=escape(title), style=STYLE, about=escape(about), body=body))
 
-
-def end_to_end(found: Verification) -> str:
-    """One line on how far two answers are apart."""
-    worst = f" (worst: {found.worst_db:.1f} dB, {found.worst_image})" if found.worst_db is not None else ""
+def html(documents: Sequence[Document], choice: Choice | None = None) -> str:
+    """The page: headline, frontier, tables, distributions, layers, mistakes, notes, machines."""
+    points = locate(documents)
+    shown = lines(documents, choice)
+    batch = common_batch(documents) if points else 0
+    narrow = [line for line in shown if line.timed.batch == batch]
+    notes = [*mismatches(documents), *(note for document in documents for note in beaten(document))]
     parts = [
-        f"SQNR {_decibels(found.sqnr_db)} dB{worst}",
-        "" if found.cosine is None else f"cosine {found.cosine:.6f}",
-        f"largest difference {found.largest:.3g}",
-        "" if found.agreement is None else f"same top-1 for {found.agreement:.2f}%",
+        _hero(documents, points, choice),
+        sections.measurements(shown, documents),
+        sections.latencies(narrow),
+        sections.batches(shown),
+        sections.layers(shown),
+        sections.mistakes(shown),
+        sections.remarks(documents, notes),
+        sections.machines(documents),
     ]
-    return f"{found.images} image{'' if found.images == 1 else 's'}: {', '.join(filter(None, parts))}"
+    first = documents[0].environment
+    about = " · ".join(first[key] for key in ("machine", "date") if key in first)
+    about = about if len(documents) == 1 else f"{len(documents)} benchmarks"
+    return page(f"vitedge: {', '.join(_models(documents))}", about, "".join(parts))
 
 
-def layer_table(layers: Sequence[LayerLoss], most: int) -> Table:
-    """The `most` layers that lose most by themselves, the worst first; `#` is their place in the flow."""
-    result = Table(box=None, pad_edge=False, header_style="dim")
-    for head in ("#", "layer", "own dB", "SQNR dB"):
-        result.add_column(head, justify="left" if head == "layer" else "right")
-    ranked = sorted(enumerate(layers, 1), key=lambda entry: _rank(entry[1]))
-    for place, layer in ranked[:most]:
-        name = " + ".join((*layer.within, layer.name))
-        result.add_row(str(place), Text(name), _decibels(layer.own_db), _decibels(layer.sqnr_db))
-    return result
+def _models(documents: Sequence[Document]) -> list[str]:
+    return list(dict.fromkeys(one.model for document in documents for one in document.candidates))
 
 
-def _rank(layer: LayerLoss) -> tuple[float, float]:
-    """Lower for a layer that loses more; what is not known goes last."""
-    own, total = (math.inf if value is None else value for value in (layer.own_db, layer.sqnr_db))
-    return own, total
+def _hero(documents: Sequence[Document], points: Sequence[Point], choice: Choice | None) -> str:
+    """What to ship and what it costs, the frontier, and the figures of the choice, or of the choice of each machine."""
+    about = [*_models(documents), *dict.fromkeys(document.dataset for document in documents if document.dataset)]
+    eyebrow = f'<p class="eyebrow">{escape(" · ".join(about))}</p>'
+    if choice is None or not points:
+        return f"<section>{eyebrow}<h1>Nothing was timed to its end.</h1></section>"
+    plot = f'<figure class="card plot">{scatter(points, display_names(documents), choice)}</figure>'
+    why = f'<p class="why">{escape(choice.why)}</p>'
+    if len(documents) == 1:
+        speed, loss = map(escape, _clauses(documents[0], choice))
+        head = f'<h1>{speed} <span class="soft">{loss}</span></h1>'
+        tiles = f'<div class="tiles">{_tiles(documents[0], choice)}</div>'
+        return f'<section>{eyebrow}{head}{why}<div class="columns">{plot}{tiles}</div></section>'
+    chosen = [_choice_of(document, choice) for document in documents]
+    head = f"<h1>{escape(_together(chosen, documents))}</h1>"
+    return f'<section>{eyebrow}{head}{why}{plot}<div class="ship">{_cards(documents, chosen)}</div></section>'
 
 
-def _decibels(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
-
-
-def _columns(rows: Sequence[BenchRow]) -> list[_Column]:
-    shown = [column for column in COLUMNS if any(column.value(row) is not None for row in rows)]
-    several = len({row.model for row in rows}) > 1
-    return [_Column("model", lambda row: row.model), *shown] if several else shown
-
-
-def _smallest_batch(rows: Sequence[BenchRow]) -> list[BenchRow]:
-    """The rows that tell of latency; larger batches tell of throughput."""
-    return [row for row in rows if row.batch == min(r.batch for r in rows)]
-
-
-def _names(rows: Sequence[BenchRow]) -> dict[BenchRow, str]:
-    """What to call each row: its variant, with the backend where there are several."""
-    several = len({row.backend for row in rows}) > 1
-    return {row: f"{row.variant} on {row.backend}" if several else row.variant for row in rows}
-
-
-def _contenders(rows: Sequence[BenchRow]) -> tuple[BenchRow, BenchRow]:
-    """The reference and the fastest other row; twice the reference where it is alone."""
-    reference, *others = _smallest_batch(rows)
-    return reference, min(others, key=lambda row: row.p50_ms, default=reference)
-
-
-def _clauses(rows: Sequence[BenchRow]) -> tuple[str, str]:
+def _clauses(document: Document, choice: Choice) -> tuple[str, str]:
     """The headline's two halves: speed, then accuracy ("" where nothing is known)."""
-    reference, best = _contenders(rows)
-    names = _names([reference, best])
-    if best is reference:
-        known = "" if best.top1 is None else f"and gets {best.top1:.2f}% of {best.images:,} images right."
-        what = "an image" if best.batch == 1 else f"a batch of {best.batch}"
-        return f"{names[best]} takes {best.p50_ms:.2f} ms for {what}{'' if known else '.'}", known
-    loss = _loss(reference, best)
-    speed = f"{names[best]} {_speed(reference.p50_ms / best.p50_ms)} {names[reference]}"
+    best, reference = choice.candidate, document.candidate(document.reference)
+    names = display_names([document])
+    if best.name == reference.name:
+        return _alone(names[best.name], best, choice.timed, len(document.finished) == 1)
+    speed = f"{names[best.name]} {_speed(choice.timed, reference)} {names[reference.name]}"
+    loss = _loss(document, best)
     return (speed, f"and {loss}.") if loss else (speed + ".", "")
 
 
-def _speed(ratio: float) -> str:
+def _alone(name: str, best: Candidate, timed: Timed, only: bool) -> tuple[str, str]:
+    """Of a reference that is the choice itself."""
+    judged = best.judged or Judged(0)
+    known = "" if judged.top1 is None else f"and gets {judged.top1:.2f}% of {judged.labelled or judged.images:,} images right."
+    what = "an image" if timed.batch == 1 else f"a batch of {timed.batch}"
+    verb = "takes" if only else "is the one to ship: it takes"
+    return f"{name} {verb} {timed.p50_ms:.2f} ms for {what}{'' if known else '.'}", known
+
+
+def _speed(timed: Timed, reference: Candidate) -> str:
+    """How a candidate's speed compares, with a place left for the reference's name."""
+    base = next((one for one in reference.timings if _setting(one) == _setting(timed)), None)
+    base = base or next((one for one in reference.timings if one.batch == timed.batch), None)
+    ratio = timed.speedup or (base.p50_ms / timed.p50_ms if base and timed.p50_ms else 1.0)
+    between = timed.speedup_interval
     if abs(ratio - 1) < 0.005:
         return "is as fast as"
+    if between and between.low <= 1 <= between.high:
+        return "cannot be told apart in speed from"
     return f"is {ratio:.2f}× as fast as" if ratio > 1 else f"takes {1 / ratio:.2f}× as long as"
 
 
-def _loss(reference: BenchRow, best: BenchRow) -> str:
-    if best.top1 is not None and reference.top1 is not None:
-        drop = reference.top1 - best.top1
+def _setting(timed: Timed) -> tuple[int, int | None, int]:
+    return timed.batch, timed.threads, timed.streams
+
+
+def _loss(document: Document, best: Candidate) -> str:
+    judged = best.judged or Judged(0)
+    drop = drop_of(document, best)
+    if judged.top1 is not None and drop is not None:
         if abs(drop) < 0.005:
-            return f"keeps its top-1 of {best.top1:.2f}%"
-        noise = f", within the noise of {best.images:,} images" if abs(drop) < _noise(best) else ""
+            return f"keeps its top-1 of {judged.top1:.2f}%"
+        between = judged.drop_interval
+        noise = f", within the noise of {judged.labelled:,} images" if between and between.low <= 0 <= between.high else ""
         return f"{'loses' if drop > 0 else 'gains'} {abs(drop):.2f} points of top-1{noise}"
-    if best.agreement is not None:
-        return f"agrees with it on {best.agreement:.2f}% of {best.images:,} images"
-    return "" if best.sqnr_db is None else f"matches its output to {best.sqnr_db:.1f} dB"
+    if judged.agreement is not None:
+        return f"agrees with it on {judged.agreement:.2f}% of {judged.images:,} images"
+    return "" if judged.sqnr_db is None else f"matches its output to {judged.sqnr_db:.1f} dB"
 
 
-def _noise(row: BenchRow) -> float:
-    """Two standard errors of the difference in top-1, in points: only images with another answer than before can add to it."""
-    differing = row.images if row.agreement is None else row.images * (1 - row.agreement / 100)
-    return 200 * math.sqrt(differing) / max(row.images, 1)
-
-
-def _section(rows: Sequence[BenchRow]) -> str:
-    """Headline, figures and plot of one model."""
-    speed, loss = map(escape, _clauses(rows))
-    shown = _smallest_batch(rows)
-    return (
-        f'<section><p class="eyebrow">{escape(rows[0].model)}</p><h1>{speed} <span class="soft">{loss}</span></h1>'
-        f'<div class="columns"><figure class="card plot">{plot(shown, _names(shown))}</figure>'
-        f'<div class="tiles">{_tiles(rows)}</div></div></section>'
-    )
-
-
-def _tiles(rows: Sequence[BenchRow]) -> str:
-    """The candidate's figures, each with the reference's below."""
-    reference, best = _contenders(rows)
-    judged = next((head for head in ACCURACY if any(head == column.head for column in _columns([best]))), "")
-    names = {"p50 ms": "Latency, median", "images/s": "Throughput", "size MiB": "Engine size", judged: ACCURACY.get(judged, "")}
-    tiles = []
-    for column in _columns([best]):
-        if column.head not in names:
-            continue
-        old = "" if best is reference or column.value(reference) is None else f"{reference.variant}: {column.text(reference)}"
-        below = f"against {reference.variant}" if best is not reference and not old else old
-        tiles.append(
-            f'<div class="card tile"><p>{names[column.head]}</p><p class="big">{escape(column.text(best))}'
-            f'<small>{column.head.split()[-1]}</small></p><p class="soft">{escape(below)}</p></div>'
+def _tiles(document: Document, choice: Choice) -> str:
+    """The choice's figures, each with the reference's below."""
+    best, reference, timed = choice.candidate, document.candidate(document.reference), choice.timed
+    base = next((one for one in reference.timings if _setting(one) == _setting(timed)), None)
+    point = next(p for p in locate([document], timed.batch) if p.timed is timed and p.candidate.name == best.name)
+    other = next((p for p in locate([document], timed.batch) if p.candidate.name == reference.name), None)
+    figures: list[tuple[str, str, str, str]] = [
+        ("Latency, median", f"{timed.p50_ms:.2f}", "ms", f"{base.p50_ms:.2f} ms" if base else ""),
+        ("Throughput", f"{timed.images_per_s:,.3g}" if timed.images_per_s < 1000 else f"{timed.images_per_s:,.0f}", "images/s",
+         f"{base.images_per_s:,.0f}" if base else ""),
+        ("Size on disk", f"{best.size_mib:.1f}", "MiB", f"{reference.size_mib:.1f} MiB" if reference.size_mib else ""),
+    ]  # fmt: skip
+    if point.measure != "none":
+        value, _, unit = accuracy_text(point).replace("%", " %").partition(" ")
+        titles = {"top1": "Top-1 accuracy", "agreement": "Agreement", "sqnr_db": "SQNR"}
+        figures.append((titles[point.measure], value, unit, accuracy_text(other) if other else ""))
+    if timed.energy_mj is not None:
+        figures.append(
+            ("Energy", f"{timed.energy_mj:.3g}", "mJ/image", f"{base.energy_mj:.3g} mJ" if base and base.energy_mj else "")
         )
-    return "".join(tiles)
+    below = display_names([document])[reference.name]
+    return "".join(_tile(title, value, unit, f"{below}: {old}" if old and best is not reference else "")
+                   for title, value, unit, old in figures)  # fmt: skip
 
 
-def _html_table(rows: Sequence[BenchRow]) -> str:
-    columns = _columns(rows)
-    side = {column.head: ' class="number"' if any(map(column.is_number, rows)) else "" for column in columns}
-    head = "".join(f"<th{side[column.head]}>{escape(column.head)}</th>" for column in columns)
-    lines = []
-    for row in rows:
-        texts = {c.head: f"<b>{escape(c.text(row))}</b>" if c.is_best(row, rows) else escape(c.text(row)) for c in columns}
-        lines.append("<tr>" + "".join(f"<td{side[name]}>{text}</td>" for name, text in texts.items()) + "</tr>")
+def _tile(title: str, value: str, unit: str, below: str) -> str:
     return (
-        f'<section><h2>All measurements</h2><div class="card scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div></section>"
+        f'<div class="card tile"><p>{escape(title)}</p><p class="big">{escape(value)}<small>{escape(unit)}</small></p>'
+        f'<p class="soft">{escape(below)}</p></div>'
     )
 
 
-def _html_details(details: Mapping[str, str]) -> str:
-    entries = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in details.items())
-    return f'<section><h2>Environment</h2><dl class="card">{entries}</dl></section>'
+def _choice_of(document: Document, choice: Choice) -> Choice | str:
+    """The choice of one machine by the same limits, or why there is none."""
+    try:
+        return choose([document], budget_ms=choice.budget_ms, max_drop=choice.max_drop, batch=choice.timed.batch)
+    except VitEdgeError as error:
+        return str(error)
 
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<header><b>vitedge</b><span>{about}</span></header>
-<main>{body}</main>
-</body>
-</html>
-"""
+def _together(chosen: Sequence[Choice | str], documents: Sequence[Document]) -> str:
+    names = display_names(documents)
+    found = list(dict.fromkeys(names[one.candidate.name] for one in chosen if isinstance(one, Choice)))
+    if len(found) == 1 and all(isinstance(one, Choice) for one in chosen):
+        return f"{found[0]} is the one to ship on {'both' if len(chosen) == 2 else f'all {len(chosen)}'} machines."
+    return "Which one to ship differs from machine to machine."
 
-STYLE = """
-:root { --page: #f5f6f8; --card: #fff; --ink: #12151c; --soft: #667085; --line: #e7eaef; --edge: #0f172a0d;
-  --c0: #64748b; --c1: #2563eb; --c2: #e0700d; --c3: #0c9a6f; --c4: #9333ea; --c5: #db2777; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #0b0d12; --card: #14181f; --ink: #eceff4; --soft: #98a2b3; --line: #262c37; --edge: #ffffff0d;
-    --c0: #94a3b8; --c1: #6ea0ff; --c2: #ff9f45; --c3: #3ccf9b; --c4: #c084fc; --c5: #f472b6; } }
-* { box-sizing: border-box; margin: 0; }
-body { background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif;
-  font-variant-numeric: tabular-nums;
-  -webkit-text-size-adjust: 100%; }
-header, main { max-width: 1080px; margin: 0 auto; padding: 0 24px; }
-header { display: flex; justify-content: space-between; flex-wrap: wrap; gap: 2px 24px; padding-top: 28px; font-size: 14px;
-  color: var(--soft); }
-header b { color: var(--ink); letter-spacing: -.01em; }
-section { margin: 56px 0; }
-.eyebrow { color: var(--c1); font-weight: 600; font-size: 15px; overflow-wrap: anywhere; }
-h1 { max-width: 22em; margin: 6px 0 32px; font-size: clamp(28px, 4.6vw, 46px); font-weight: 700; line-height: 1.12;
-  letter-spacing: -.028em; text-wrap: balance; overflow-wrap: anywhere; }
-h1 .soft { display: inline-block; }
-h2 { margin: 0 0 16px; font-size: 20px; letter-spacing: -.015em; }
-.soft { color: var(--soft); }
-.card { background: var(--card); border-radius: 16px; box-shadow: 0 0 0 1px var(--edge), 0 8px 24px #0000000a; }
-.columns { display: grid; grid-template-columns: minmax(0, 1fr) 260px; gap: 16px; }
-.tiles { display: grid; gap: 16px; }
-.tile { padding: 16px 22px; display: flex; flex-direction: column; justify-content: center; font-size: 14px; }
-.tile .big { font-size: 30px; font-weight: 650; letter-spacing: -.03em; line-height: 1.3; }
-.tile small { margin-left: 5px; font-size: 15px; font-weight: 500; letter-spacing: 0; color: var(--soft); }
-.plot { padding: 22px 24px 20px; }
-.plot svg { display: block; width: 100%; height: auto; margin-top: 6px; overflow: visible; }
-figcaption { display: flex; justify-content: space-between; flex-wrap: wrap; gap: 0 16px; font-size: 15px; }
-figcaption span, .axis { color: var(--soft); font-size: 14px; }
-.axis { text-align: center; text-wrap: balance; }
-.plot text { font-size: 11.5px; fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
-.plot .name { font-weight: 650; fill: var(--colour); }
-.plot .ticks text { fill: var(--soft); }
-.grid path { stroke: var(--line); }
-.point { fill: var(--colour); stroke: var(--card); stroke-width: 2; }
-.spread { stroke: var(--colour); stroke-width: 3; stroke-linecap: round; opacity: .35; }
-.c0 { --colour: var(--c0); } .c1 { --colour: var(--c1); } .c2 { --colour: var(--c2); }
-.c3 { --colour: var(--c3); } .c4 { --colour: var(--c4); } .c5 { --colour: var(--c5); }
-.scroll { overflow-x: auto; padding: 6px 0; }
-table { width: 100%; border-collapse: collapse; font-size: 15px; white-space: nowrap; }
-th, td { padding: 11px 10px; text-align: left; max-width: 220px; overflow: hidden; text-overflow: ellipsis; }
-th { color: var(--soft); font-weight: 500; font-size: 13.5px; }
-td { border-top: 1px solid var(--line); }
-th:first-child, td:first-child { padding-left: 24px; }
-th:last-child, td:last-child { padding-right: 24px; }
-.number { text-align: right; }
-b { font-weight: 700; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 18px 24px; padding: 22px 24px; }
-dl div:last-child { grid-column: 1 / -1; }
-dt, dd { font-size: 15px; overflow-wrap: anywhere; }
-dt { color: var(--soft); font-size: 13.5px; }
-@media (max-width: 760px) {
-  header, main { padding-left: 16px; padding-right: 16px; }
-  section { margin: 40px 0; }
-  h1 { margin-bottom: 24px; }
-  .columns { grid-template-columns: minmax(0, 1fr); }
-  .tiles { grid-template-columns: 1fr 1fr; gap: 12px; }
-  .tile { padding: 14px 16px; }
-  .tile .big { font-size: 25px; }
-  .plot { padding: 18px 12px 16px; }
-  .plot text { font-size: 17px; }
-  figcaption, .axis { padding: 0 6px; }
-  dl { grid-template-columns: 1fr 1fr; gap: 14px 16px; padding: 18px; }
-}
-@media print { .card { box-shadow: 0 0 0 1px var(--line); break-inside: avoid; } }
-"""
+
+def _cards(documents: Sequence[Document], chosen: Sequence[Choice | str]) -> str:
+    """What to ship on each machine."""
+    names, cards = display_names(documents), []
+    for document, machine, one in zip(documents, machine_names(documents), chosen, strict=True):
+        if isinstance(one, str):
+            cards.append(_tile(machine, "none", "", one))
+            continue
+        speedup = "" if one.timed.speedup is None else f", {one.timed.speedup:.2f}× {names[document.reference]}"
+        top1 = one.candidate.judged and one.candidate.judged.top1
+        right = "" if top1 is None else f", top-1 {top1:.2f}%"
+        cards.append(_tile(machine, names[one.candidate.name], "", f"{one.timed.p50_ms:.2f} ms{speedup}{right}"))
+    return "".join(cards)

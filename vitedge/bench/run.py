@@ -17,9 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from numpy.typing import NDArray
-
-from vitedge.bench.accuracy import Accuracy, judge
+from vitedge.bench.accuracy import judge
 from vitedge.bench.contenders import Contender, Setting
 from vitedge.bench.document import Candidate, Document, Judged, Timed
 from vitedge.bench.environment import environment
@@ -165,36 +163,14 @@ def _open(entry: _Entry) -> None:
 
 
 def _judge(entries: Sequence[_Entry], files: Sequence[ImageFile], notes: list[str], progress: Callable[[int], Any]) -> None:
-    """Judge all that are here, once more without the reference where that one fails."""
-    while True:
-        here, failed = _go_on(entries), dict[str, str]()
-        told: list[str] = []
-        shown = [_Shown(entry.contender) for entry in here]
-        found = [_judged(one) for one in judge(shown, files, notes=told, progress=progress)]  # type: ignore[arg-type]
-        for entry in here:
-            if why := failed.get(entry.contender.name):
-                entry.leave("judging", why)
-        if not here[0].failed:
-            break
+    """Judge all that are here; where the reference fails, the next one is it."""
+    here, failed = _go_on(entries), dict[str, str]()
+    found = judge([entry.contender for entry in here], files, notes=notes, progress=progress, failed=failed)
     for entry, judged in zip(here, found, strict=True):
-        entry.judged = None if entry.failed else judged
-    notes += told
-
-
-class _Shown:
-    """A contender as an Engine."""
-
-    def __init__(self, contender: Contender) -> None:
-        self.manifest, self.path, self.max_batch, self.run = contender, contender.name, contender.max_batch, contender.run
-        self._contender = contender
-
-    @property
-    def input(self) -> NDArray[Any]:
-        return self._contender.input
-
-
-def _judged(found: Accuracy) -> Judged:
-    return Judged(found.images, top1=found.top1, top5=found.top5, agreement=found.agreement, sqnr_db=found.sqnr_db)
+        if why := failed.get(entry.contender.name):
+            entry.leave("judging", why)
+        else:
+            entry.judged = judged
 
 
 def _time(entries: Sequence[_Entry], plan: Plan, files: Sequence[ImageFile], notes: list[str], progress: Progress) -> None:

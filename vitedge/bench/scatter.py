@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from vitedge.bench.document import Interval
+from vitedge.bench.document import Candidate, Document, Interval
 from vitedge.bench.frontier import Choice, Measure, Point, machine_names
 from vitedge.bench.plot import FRAME, HEIGHT, WIDTH, Axis, Box, axis, log_axis, places
 
@@ -191,16 +191,17 @@ def _drawing(mark: Mark, label: str) -> str:
     state = ("on" if point.frontier else "off") if point.certain else "maybe"
     ring = f'<circle class="ring" cx="{mark.x:.1f}" cy="{mark.y:.1f}" r="14"/>' if mark.chosen else ""
     where = machine_names([point.document])[0]
+    key = escape(key_of(point.document, point.candidate))
     told = escape(f"{point.candidate.name} on {point.candidate.runtime}, {where}, batch {point.timed.batch}: {mark.figures}")
     return (
-        f'<g class="mark {state} c{mark.group % COLOURS + 1}" data-key="{escape(key_of(point))}">{bars}{ring}'
+        f'<g class="mark {state} c{mark.group % COLOURS + 1}" data-key="{key}">{bars}{ring}'
         f'<path class="point" d="{shape(mark.group, mark.x, mark.y)}"><title>{told}</title></path>{label}</g>'
     )
 
 
-def key_of(point: Point) -> str:
+def key_of(document: Document, candidate: Candidate) -> str:
     """What ties a point to its line of the table in one page."""
-    return f"{point.document.environment.get('machine', '')}|{point.document.environment.get('date', '')}|{point.candidate.name}"
+    return "|".join((document.environment.get("machine", ""), document.environment.get("date", ""), candidate.name))
 
 
 def shape(group: int, x: float, y: float) -> str:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.bench.accuracy import sqnr_db
 from vitedge.bench.sides import Run, Side, one_sentence
+from vitedge.bench.tally import sqnr_db
 from vitedge.errors import ModelError, VitEdgeError
 from vitedge.images import ImageFile, stream
 from vitedge.preprocess import input_dtype, input_shape, write_input
@@ -253,7 +253,7 @@ def _run(side: Side, run: Run, tensors: Sequence[str], row: Array, file: ImageFi
     if broken is not None or not np.isfinite(answer).all():
         where = f" of {broken!r}" if broken else ""
         raise ModelError(
-            f"{side.name} gives values{where} that are not finite numbers for {file.path}",
+            f"{side.name} gives values{where} that are not finite numbers for {file}",
             hint="something overflows on this image: does it do so in torch as well?",
         )
     return answer, values
@@ -276,7 +276,7 @@ class _Answers:
         own = Energies()
         own.add(given, reference)
         if own.sqnr_db is not None and (self.worst is None or own.sqnr_db < self.worst[0]):
-            self.worst = own.sqnr_db, str(file.path)
+            self.worst = own.sqnr_db, str(file)
 
     def verification(self, inside: _Inside) -> Verification:
         """What was found, with the layers of `inside`."""

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 from vitedge.compiler.graph import Array, copy_of, model_card, prune
-from vitedge.errors import ModelError
-from vitedge.images import ImageFile, stream
+from vitedge.errors import ImageError, ModelError
+from vitedge.images import ImageFile, read_bytes, stream
 from vitedge.preprocess import input_dtype, input_shape, write_input
 from vitedge.workspace import sha256
 
@@ -57,8 +57,16 @@ def images_sha256(files: Sequence[ImageFile]) -> str:
     """One hash over the bytes of all files, in order."""
     state = hashlib.sha256()
     for file in files:
-        state.update((sha256(file.path) if file.path.is_file() else "unreadable").encode())
+        state.update(_sha256(file).encode())
     return state.hexdigest()
+
+
+def _sha256(file: ImageFile) -> str:
+    """Of a file, or of a member of an archive; "unreadable" of one that is gone."""
+    try:
+        return hashlib.sha256(read_bytes(file)).hexdigest() if file.member else sha256(file.path)
+    except (OSError, ImageError):
+        return "unreadable"
 
 
 def open_session(model: ModelProto, outputs: Sequence[str], *, optimize: bool = True) -> Any:
@@ -93,7 +101,7 @@ def _run(session: Any, tensors: Sequence[str], row: NDArray[Any], file: ImageFil
     for name, array in zip(tensors, values, strict=True):
         if not np.isfinite(array).all():
             raise ModelError(
-                f"the activation {name!r} is NaN or infinite for {file.path}",
+                f"the activation {name!r} is NaN or infinite for {file}",
                 hint="the model overflows on this image; does it do so in torch as well?",
             )
     return dict(zip(tensors, values, strict=True))

@@ -33,6 +33,7 @@ from vitedge.errors import ModelError
 
 HEAD_SIZES = (16, 32, 64)  # these and MAX_TOKENS: TensorRT's guide, "Multi-Head Attention Fusion", for INT8
 MAX_TOKENS = 512
+LOG_SIZES = ".log_sizes"  # how the name of what token merging adds to scores ends (see merging.py)
 SOFTMAX_AMAX = 1.0
 MOVING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # move elements and change none
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Where", "Clip", "Tanh", *MOVING)  # what models put between BMM1 and the softmax
@@ -46,6 +47,7 @@ class Attention:
     name: the module, e.g. "blocks.0.attn". query, key, value: the tensors that the products read, [..., tokens, head_size],
     the key [..., head_size, tokens]. result: the product of softmax and value, its heads joined as its first reader wants
     them. scores, softmax, context: the nodes BMM1, Softmax and BMM2. tokens: of queries or keys, whichever are more.
+    over_keys: whether the softmax runs over its last axis.
     """
 
     name: str
@@ -57,7 +59,9 @@ class Attention:
     softmax: NodeProto
     context: NodeProto
     head_size: int
+    value_size: int
     tokens: int
+    over_keys: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,10 +89,23 @@ def attentions(model: ModelProto) -> list[Attention]:
     None at all, or one that TensorRT's fused INT8 attention does not take, is a ModelError with the reason. A softmax that
     weighs no computed values, such as a classifier's, is no attention.
     """
-    wiring = _wire(model)
-    found = [parts for softmax in model.graph.node if (parts := _parts(softmax, wiring))]
+    found = find_attentions(model, "INT8 attention", HINT)
     if not found:
         raise ModelError("the model has no attention to quantize: nowhere is there a softmax(Q K) V", hint=HINT)
+    for attention in found:
+        if reason := _refusal(attention):
+            raise ModelError(f"the attention {attention.name!r} {reason}", hint=HINT)
+    return found
+
+
+def find_attentions(model: ModelProto, purpose: str, hint: str) -> list[Attention]:
+    """Every attention of a model, of any size, in execution order; runs the graph once for the shapes.
+
+    More than scalar factors (and the sizes of merged tokens) between scores and softmax is a ModelError: `purpose` does not
+    take it, and what to do instead says `hint`.
+    """
+    wiring = _wire(model)
+    found = [parts for softmax in model.graph.node if (parts := _parts(softmax, wiring, purpose, hint))]
     shapes = _shapes(model, [name for scores, _, context in found for name in (*scores.input, context.input[1])])
     return [_measured(*parts, shapes, wiring) for parts in found]
 
@@ -131,7 +148,7 @@ def _wire(model: ModelProto) -> _Wiring:
     return _Wiring(known, producers(model), consumers(model), {output.name for output in model.graph.output})
 
 
-def _parts(softmax: NodeProto, wiring: _Wiring) -> tuple[NodeProto, NodeProto, NodeProto] | None:
+def _parts(softmax: NodeProto, wiring: _Wiring, purpose: str, hint: str) -> tuple[NodeProto, NodeProto, NodeProto] | None:
     """BMM1, softmax and BMM2 if `softmax` weighs computed values by computed scores, else None.
 
     More than scalar factors between BMM1 and the softmax is a ModelError.
@@ -140,9 +157,9 @@ def _parts(softmax: NodeProto, wiring: _Wiring) -> tuple[NodeProto, NodeProto, N
     scores = _product_above(softmax, wiring) if context is not None else None
     if context is None or scores is None:
         return None
-    obstacle = _obstacle(scores, softmax, context, wiring)
+    obstacle = _obstacle(scores, softmax, context, wiring, purpose)
     if obstacle:
-        raise ModelError(f"the attention {_name(scores, softmax, context)!r} {obstacle}", hint=HINT)
+        raise ModelError(f"the attention {_name(scores, softmax, context)!r} {obstacle}", hint=hint)
     return scores, softmax, context
 
 
@@ -168,18 +185,18 @@ def _product_above(softmax: NodeProto, wiring: _Wiring) -> NodeProto | None:
     return None
 
 
-def _obstacle(scores: NodeProto, softmax: NodeProto, context: NodeProto, wiring: _Wiring) -> str | None:
+def _obstacle(scores: NodeProto, softmax: NodeProto, context: NodeProto, wiring: _Wiring, purpose: str) -> str | None:
     """What stands between the three nodes besides scalar factors, if anything, as the rest of a sentence.
 
-    A mask or bias may be fused in floating point; for INT8 nothing says so.
+    A mask or bias may be fused in floating point; for INT8 nothing says so. The sizes of merged tokens must be there.
     """
     tensor, passed = softmax.input[0], [softmax.output[0], softmax.input[0]]
     while tensor != scores.output[0]:
         maker = wiring.makers[tensor]
-        factor = _factor(maker, wiring)
+        factor = _factor(maker, wiring) or _sized(maker)
         if factor is None:
             what = "a bias or mask (Add)" if maker.op_type == "Add" else f"the operator {maker.op_type}"
-            return f"has {what} between its scores and its softmax, which INT8 attention does not take"
+            return f"has {what} between its scores and its softmax, which {purpose} does not take"
         tensor = factor[1]
         passed.append(tensor)
     if not all(map(wiring.alone, passed)):
@@ -197,12 +214,17 @@ def _factor(node: NodeProto, wiring: _Wiring) -> tuple[float, str] | None:
     return None
 
 
+def _sized(node: NodeProto) -> tuple[float, str] | None:
+    """The factor 1 and the scores that `node` adds the sizes of merged tokens to, if it does so."""
+    return (1.0, node.input[0]) if node.op_type == "Add" and node.input[1].endswith(LOG_SIZES) else None
+
+
 def _measured(
     scores: NodeProto, softmax: NodeProto, context: NodeProto, shapes: Mapping[str, tuple[int, ...]], wiring: _Wiring
 ) -> Attention:
-    """The Attention of three nodes, or a ModelError if its shapes are not those of the fused kernel."""
+    """The Attention of three nodes."""
     (query, key), value = scores.input, context.input[1]
-    attention = Attention(
+    return Attention(
         name=_name(scores, softmax, context),
         query=query,
         key=key,
@@ -212,22 +234,20 @@ def _measured(
         softmax=softmax,
         context=context,
         head_size=shapes[key][-2],
+        value_size=shapes[value][-1],
         tokens=max(shapes[query][-2], shapes[value][-2]),
+        over_keys=attribute(softmax, "axis", -1) in (-1, len(shapes[query]) - 1),
     )
-    reason = _refusal(attention, shapes[value][-1], attribute(softmax, "axis", -1) in (-1, len(shapes[query]) - 1))
-    if reason:
-        raise ModelError(f"the attention {attention.name!r} {reason}", hint=HINT)
-    return attention
 
 
-def _refusal(attention: Attention, value_size: int, over_keys: bool) -> str | None:
+def _refusal(attention: Attention) -> str | None:
     """Why TensorRT would not fuse an attention in INT8, if so, as the rest of a sentence."""
-    if not over_keys:
+    if not attention.over_keys:
         return "has a softmax that does not run over its last axis"
     if attention.head_size not in HEAD_SIZES:
         return f"has the head size {attention.head_size}, but INT8 attention takes {', '.join(map(str, HEAD_SIZES))} alone"
-    if value_size != attention.head_size:
-        return f"has the head size {attention.head_size}, but values of size {value_size}"
+    if attention.value_size != attention.head_size:
+        return f"has the head size {attention.head_size}, but values of size {attention.value_size}"
     if attention.tokens > MAX_TOKENS:
         return f"has {attention.tokens} tokens, but INT8 attention takes {MAX_TOKENS} at most"
     return None

@@ -26,12 +26,13 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from vitedge.compiler.activations import open_session
 from vitedge.compiler.graph import check_finite, linears, producers, rename_constant, rename_tensor, set_metadata
+from vitedge.compiler.merging import merge_tokens
 from vitedge.compiler.patches import integer_input
 from vitedge.compiler.simplify import simplify
 from vitedge.compiler.work import save_counted
 from vitedge.errors import ModelError, first_line
 from vitedge.preprocess import input_dtype, input_shape, patches_to_image, write_input
-from vitedge.specs import MAX_BATCH, TOLERANCE, ModelCard, Preprocess, TensorSpec
+from vitedge.specs import FLOAT, MAX_BATCH, TOLERANCE, ModelCard, Preprocess, Reduction, TensorSpec
 
 OPSET = 20  # the first with Gelu, the last that TensorRT 10.3 documents
 OUTPUTS = {"classify": "logits", "embed": "embedding", "dense": "map"}
@@ -56,12 +57,19 @@ class Difference:
 
 
 def export(
-    module: torch.nn.Module, card: ModelCard, path: Path, *, images: Iterable[Image] = (), tolerance: float = TOLERANCE
+    module: torch.nn.Module,
+    card: ModelCard,
+    path: Path,
+    *,
+    images: Iterable[Image] = (),
+    tolerance: float = TOLERANCE,
+    reduction: Reduction | None = None,
 ) -> Difference:
     """Write `module` to `path` as ONNX with the integer input of the contract, and return how exact it is.
 
-    images: real pictures, uint8[H, W, 3], compared besides random ones. A difference above `tolerance` (of the output's
-    range), a module that cannot be exported, and NaN anywhere are ModelErrors, and nothing is written.
+    images: real pictures, uint8[H, W, 3], compared besides random ones. reduction: what is changed after that comparison. A
+    difference above `tolerance` (of the output's range), a module that cannot be exported or reduced, and NaN anywhere are
+    ModelErrors, and nothing is written.
     """
     module = module.eval()
     model, card = convert(module, card)
@@ -71,8 +79,18 @@ def export(
             f"the exported model differs from torch by {difference.worst:.1e} of the output's range, more than {tolerance:.0e}",
             hint="look for data-dependent branches in forward(); --tolerance accepts a larger difference",
         )
+    if reduction:
+        reduce(model, card, reduction)
     save_counted(model, path)
     return difference
+
+
+def reduce(model: ModelProto, card: ModelCard, reduction: Reduction) -> ModelCard:
+    """Let an exported model compute less, in place; returns the card that says so."""
+    merged = merge_tokens(model, reduction.merge_tokens)
+    card = dataclasses.replace(card, merged=merged)
+    set_metadata(model, card=card, variant=f"{FLOAT}{reduction.suffix}")
+    return card
 
 
 def convert(module: torch.nn.Module, card: ModelCard) -> tuple[ModelProto, ModelCard]:
@@ -87,7 +105,7 @@ def convert(module: torch.nn.Module, card: ModelCard) -> tuple[ModelProto, Model
     card = dataclasses.replace(card, outputs=tuple(_spec(output) for output in model.graph.output))
     if card.task == "classify":
         _check_classes(card)
-    set_metadata(model, card=card, variant="fp32")
+    set_metadata(model, card=card, variant=FLOAT)
     model.producer_name, model.graph.name = "vitedge", card.name
     return model, card
 

@@ -25,7 +25,7 @@ from vitedge.compiler.weights import needs_images, round_weights
 from vitedge.compiler.work import save_counted
 from vitedge.errors import ModelError
 from vitedge.images import ImageFile, sample
-from vitedge.specs import Recipe, ScaleTable, Smoothing
+from vitedge.specs import Recipe, ScaleTable, Smoothing, reduction_of
 from vitedge.workspace import sha256
 
 INT4_OPSET = 21  # the first whose DequantizeLinear takes 4 bits
@@ -57,7 +57,7 @@ def quantize(
         quantize_attention(model, table.amax)
     if recipe.int4:
         model.opset_import[0].version = max(model.opset_import[0].version, INT4_OPSET)
-    graph.set_metadata(model, card=graph.model_card(model), variant=recipe.name, recipe=recipe)
+    _name(model, recipe)
     if recipe.min_sqnr_db:
         model = bounded(model, prepared, drawn, costs_path(path), progress)
         count -= len(recipe_of(model).skip) - len(recipe.skip)
@@ -77,7 +77,7 @@ def prepare(original: ModelProto, recipe: Recipe, smoothing: Mapping[str, Smooth
 def leave_float(model_path: Path, recipe: Recipe, path: Path) -> None:
     """Write the float model under another recipe, which changes nothing but the float type that it asks for."""
     model = graph.load(model_path)
-    graph.set_metadata(model, card=graph.model_card(model), variant=recipe.name, recipe=recipe)
+    _name(model, recipe)
     save_counted(model, path)
 
 
@@ -101,6 +101,12 @@ def quantize_linears(
         quantize_activation(model, name, table.amax[name], [linear.node for linear in chosen if linear.input == name])
     graph.prune(model)
     return len(chosen)
+
+
+def _name(model: ModelProto, recipe: Recipe) -> None:
+    """Let the metadata tell the recipe, and the name of the variant that and what else has been changed of the model."""
+    variant = recipe.name + reduction_of(graph.metadata(model).get("vitedge.variant", ""))
+    graph.set_metadata(model, card=graph.model_card(model), variant=variant, recipe=recipe)
 
 
 def _calibration_images(table: ScaleTable, files: Sequence[ImageFile]) -> list[ImageFile]:

@@ -145,7 +145,7 @@ def leave_out(int8: ModelProto, prepared: ModelProto, names: Collection[str], *,
     recipe = recipe_of(int8)
     freed = [linear.name for linear in quantized(int8, prepared) if linear.name in names]
     changed = dataclasses.replace(recipe, skip=(*recipe.skip, *freed), float_type="fp32" if fp32 else recipe.float_type)
-    set_metadata(model, card=model_card(model), variant=recipe.name, recipe=changed)
+    set_metadata(model, card=model_card(model), variant=metadata(int8)["vitedge.variant"], recipe=changed)
     return model
 
 

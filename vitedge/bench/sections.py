@@ -1,0 +1,262 @@
+"""What was measured in, the sections of the report out, as HTML: tables, distributions, layers, mistakes, machines.
+
+    [Line, ...]  ->  measurements, latencies, batches, layers, mistakes
+    [Document, ...]  ->  remarks, machines
+
+A section of which nothing is known is "". Knows nothing of the page around them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+
+from vitedge.bench import charts
+from vitedge.bench.document import Confused, Disagreement, Document, Judged, LayerTime
+from vitedge.bench.frontier import machine_names
+from vitedge.bench.scatter import key_of
+from vitedge.bench.tables import LEGEND, MORE_COLUMNS, Column, Line, columns, failures
+
+MOST_LINES = 240  # of a table
+MOST_RIDGES = 24
+MOST_ENGINES = 6  # whose layers are shown
+LAYER_BYTES = 250_000  # of all layers
+PICTURE_BYTES = 350_000  # of all pictures
+MATRIX = 20  # classes, up to which all of them are shown against each other
+PAIRS = 8  # of classes that are most confused
+JPEG = re.compile(r"[A-Za-z0-9+/]+=*")  # base64
+LONG = 60  # letters of a fact that takes a line of its own
+
+
+def measurements(shown: Sequence[Line], documents: Sequence[Document]) -> str:
+    """Every timing, in two tables: what decides, and what else was found."""
+    kept = shown[:MOST_LINES]
+    left = f" The first {MOST_LINES} of {len(shown):,} timings; the CSV has all." if len(kept) < len(shown) else ""
+    main = _table(kept, columns(kept), documents) if kept or failures(documents) else ""
+    more = [column for column in columns(kept, MORE_COLUMNS) if column.head not in ("calls", "disturbed")]
+    keys = [column for column in columns(kept) if column.head in ("machine", "candidate", "batch", "threads", "streams")]
+    second = _table(kept, [*keys, *more], ()) if more else ""
+    said = f"± is half of the interval that holds the figure with 95 % confidence.{left}"
+    legend = f'<p class="key-line">{escape(LEGEND)}</p>'
+    return f'<section><h2>All measurements</h2><p class="said">{said}</p>{main}{second}{legend}</section>'
+
+
+def latencies(shown: Sequence[Line]) -> str:
+    """How the latency of each is distributed, at the smallest batch; those that matter are kept where there are many."""
+    ranked = sorted(shown, key=lambda line: (not line.chosen, not _is_reference(line), not line.mark, line.timed.p50_ms))
+    kept = sorted(ranked[:MOST_RIDGES], key=lambda line: line.timed.p50_ms)
+    if not kept:
+        return ""
+    left = "" if len(kept) == len(shown) else f" {len(shown) - len(kept)} that nothing speaks for are left out."
+    said = f"Each ridge is one candidate's calls: the tall tick is the median, the red one the 99th percentile.{left}"
+    batch = "one image" if kept[0].timed.batch == 1 else f"a batch of {kept[0].timed.batch}"
+    figure = f'<figure class="card plot">{charts.distributions(kept)}<p class="axis">Latency of {batch}, ms</p></figure>'
+    return f'<section><h2>How steady the latency is</h2><p class="said">{said}</p>{figure}</section>'
+
+
+def batches(shown: Sequence[Line]) -> str:
+    """Throughput over the batch, where there are several: of the choice, the reference and the frontier."""
+    if len({line.timed.batch for line in shown}) < 2:
+        return ""
+    names = {(id(line.document), line.name) for line in shown if line.mark}
+    kept = [line for line in shown if (id(line.document), line.name) in names or _is_reference(line)]
+    rank = {(id(line.document), line.name): (not line.chosen, not _is_reference(line)) for line in reversed(kept)}
+    kept.sort(key=lambda line: (rank[id(line.document), line.name], line.timed.batch))
+    figure = f'<figure class="card plot">{charts.throughput(kept)}<p class="axis">Images in a call</p></figure>'
+    said = "What larger batches bring: images a second, of the candidate to ship, the reference and the frontier."
+    return f'<section><h2>Throughput</h2><p class="said">{said}</p>{figure}</section>'
+
+
+def layers(shown: Sequence[Line]) -> str:
+    """What each engine computes where, in which type, and how long that takes."""
+    figures: list[str] = []
+    size = 0
+    for line in _of_interest(shown, lambda line: bool(line.candidate.layers)):
+        figure = _layers(line, line.candidate.layers)
+        size += len(figure)
+        if len(figures) == MOST_ENGINES or (figures and size > LAYER_BYTES):
+            break
+        figures.append(figure)
+    if not figures:
+        return ""
+    said = "Parts of the model downwards, its blocks to the right. The colour is the type, the strength the time."
+    return f'<section><h2>Layer by layer</h2><p class="said">{said}</p><div class="pair">{"".join(figures)}</div></section>'
+
+
+def mistakes(shown: Sequence[Line]) -> str:
+    """Which classes are confused, and the images on which a candidate and the reference are furthest apart."""
+    line = next(iter(_of_interest(shown, lambda line: bool(line.judged.confusion))), None)
+    confused = "" if line is None else _confusion(line, _judged_reference(line.document))
+    pictures = "".join(_galleries(shown))
+    if not confused and not pictures:
+        return ""
+    return f"<section><h2>What it gets wrong</h2>{_said_of_mistakes(confused, pictures)}{confused}{pictures}</section>"
+
+
+def remarks(documents: Sequence[Document], own: Sequence[str]) -> str:
+    """What was noticed on the way."""
+    notes = list(dict.fromkeys([*own, *(note for document in documents for note in document.notes)]))
+    if not notes:
+        return ""
+    entries = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f'<section><h2>Notes</h2><div class="card pad"><ul>{entries}</ul></div></section>'
+
+
+def machines(documents: Sequence[Document]) -> str:
+    """Where, when, with what and on what it was measured."""
+    blocks = []
+    for document, name in zip(documents, machine_names(documents), strict=True):
+        facts = {**document.environment, "images": document.dataset, "reference": document.reference}
+        entries = "".join(
+            f"<div{_long(value)}><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items() if value
+        )
+        head = f"<h3>{escape(name)}</h3>" if len(documents) > 1 else ""
+        blocks.append(f"{head}<dl>{entries}</dl>")
+    return f'<section><h2>Environment</h2><div class="card pad">{"".join(blocks)}</div></section>'
+
+
+def _table(kept: Sequence[Line], heads: Sequence[Column], documents: Sequence[Document]) -> str:
+    """A table that sorts; with what failed in `documents` at its end."""
+    side = {column.head: column.is_number(kept) for column in heads}
+    head = "".join(
+        f'<th{_class(column, side)}{_best(column)} title="{escape(column.about)}">{escape(column.head)}</th>' for column in heads
+    )
+    rows = []
+    for line in kept:
+        cells = "".join(_cell(line, column, side, kept) for column in heads)
+        chosen = ' class="chosen"' if line.chosen else ""
+        rows.append(f'<tr{chosen} data-key="{escape(key_of(line.document, line.candidate))}">{cells}</tr>')
+    for name, reason in failures(documents):
+        lead = "<td></td>" if heads and not heads[0].head else ""
+        span = max(1, len(heads) - (2 if lead else 1))
+        rows.append(
+            f'<tr class="failed">{lead}<td class="key">{escape(name)}</td>'
+            f'<td colspan="{span}"><b>failed</b> {escape(reason)}</td></tr>'
+        )
+    return (
+        f'<div class="card scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _cell(line: Line, column: Column, side: dict[str, bool], kept: Sequence[Line]) -> str:
+    value = column.value(line)
+    text = escape(column.text(line, spread=False)) if column.head else line.mark
+    between = column.spread(line)
+    small = f"<small>±{escape(column.text(line).partition('±')[2])}</small>" if between and value is not None else ""
+    text = f"<b>{text}</b>" if column.is_best(line, kept) else text
+    data = "" if value is None or not column.head else f' data-value="{escape(str(value))}"'
+    return f"<td{_class(column, side)}{data}>{text}{small}</td>"
+
+
+def _class(column: Column, side: dict[str, bool]) -> str:
+    if not column.head:
+        return ' class="mark-cell"'
+    if column.head == "candidate":
+        return ' class="key"'
+    return ' class="number"' if side[column.head] else ""
+
+
+def _best(column: Column) -> str:
+    return f' data-best="{column.best}"' if column.best else ""
+
+
+def _is_reference(line: Line) -> bool:
+    return line.candidate.name == line.document.reference
+
+
+def _of_interest(shown: Sequence[Line], has: Callable[[Line], bool]) -> list[Line]:
+    """A line of each candidate that has something to show: the choice, then the reference, then the frontier, then others."""
+    first: dict[tuple[int, str], Line] = {}
+    for line in filter(has, shown):
+        first.setdefault((id(line.document), line.name), line)
+    chosen = {(id(line.document), line.name) for line in shown if line.chosen}
+
+    def rank(line: Line) -> tuple[bool, bool, bool]:
+        return (id(line.document), line.name) not in chosen, not _is_reference(line), not line.mark
+
+    return sorted(first.values(), key=rank)
+
+
+def _layers(line: Line, found: Sequence[LayerTime]) -> str:
+    total = sum(layer.ms for layer in found)
+    return (
+        f'<figure class="card plot"><figcaption><b>{escape(line.name)}</b><span>{total:.3g} ms in {len(found)} layers</span>'
+        f"</figcaption>{charts.type_bar(found)}{charts.layer_grid(found)}</figure>"
+    )
+
+
+def _judged_reference(document: Document) -> Judged:
+    return next((one.judged for one in document.finished if one.name == document.reference and one.judged), Judged(0))
+
+
+def _said_of_mistakes(confused: str, pictures: str) -> str:
+    said = ["Which classes are taken for which others."] if confused else []
+    said += ["Then the images on which a candidate is furthest from the reference."] if pictures else []
+    return f'<p class="said">{" ".join(said)}</p>'
+
+
+def _confusion(line: Line, reference: Judged) -> str:
+    """The pairs most confused, beside the whole matrix where there are few classes."""
+    labels, found = _labels(line.document, line.judged.confusion), line.judged.confusion
+    before = {(entry.truth, entry.answer): entry.images for entry in reference.confusion}
+    ranked = sorted(found, key=lambda entry: -entry.images)[:PAIRS]
+    own = _is_reference(line)
+    head = f'<tr><th>truth</th><th>answer</th><th class="number">images</th>{"" if own else _reference_head(line)}</tr>'
+    rows = "".join(
+        f'<tr><td>{escape(labels[entry.truth])}</td><td>{escape(labels[entry.answer])}</td><td class="number">{entry.images}</td>'
+        f"{'' if own else _before(before, entry)}</tr>"
+        for entry in ranked
+    )
+    pairs = (
+        f'<div class="card pad"><h3>{escape(line.name)}: the classes most confused</h3>'
+        f'<table class="pairs"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    )
+    if len(labels) > MATRIX:
+        return f'<div class="pair">{pairs}</div>'
+    caption = f"<figcaption><b>{escape(line.name)}</b><span>truth downwards, answer to the right</span></figcaption>"
+    grid = f'<figure class="card plot">{caption}{charts.confusion_grid(found, labels)}</figure>'
+    return f'<div class="pair">{grid}{pairs}</div>'
+
+
+def _reference_head(line: Line) -> str:
+    return f'<th class="number">by {escape(line.document.reference.rpartition("/")[2])}</th>'
+
+
+def _before(before: dict[tuple[int, int], int], entry: Confused) -> str:
+    return f'<td class="number">{before.get((entry.truth, entry.answer), 0)}</td>'
+
+
+def _labels(document: Document, confused: Sequence[Confused]) -> list[str]:
+    """The names of the classes; numbers where there are none, or too few."""
+    most = max([len(document.labels) - 1, *(max(entry.truth, entry.answer) for entry in confused)])
+    return [document.labels[place] if place < len(document.labels) else str(place) for place in range(most + 1)]
+
+
+def _galleries(shown: Sequence[Line]) -> Iterator[str]:
+    """The worst images of candidate after candidate, as long as there is room."""
+    size = 0
+    for line in _of_interest(shown, lambda line: bool(line.judged.worst)):
+        figures = [_picture(one) for one in line.judged.worst]
+        size += sum(map(len, figures))
+        if size > PICTURE_BYTES:
+            return
+        reference = escape(line.document.reference.rpartition("/")[2])
+        yield (
+            f'<div class="card pad worst"><h3>{escape(line.name)} furthest from {reference}</h3>'
+            f'<div class="gallery">{"".join(figures)}</div></div>'
+        )
+
+
+def _picture(one: Disagreement) -> str:
+    image = (
+        f'<img alt="" width="96" height="96" src="data:image/jpeg;base64,{one.picture}">' if JPEG.fullmatch(one.picture) else ""
+    )
+    told = (("truth", one.truth), ("reference", one.reference), ("answer", one.answer))
+    words = "".join(f'<span class="soft">{name}: {escape(value)}</span>' for name, value in told if value)
+    return f"<figure>{image}<figcaption>{escape(one.image)}{words}</figcaption></figure>"
+
+
+def _long(value: str) -> str:
+    return ' class="long"' if len(value) > LONG else ""
