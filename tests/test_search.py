@@ -11,9 +11,10 @@ import pytest
 
 from vitedge.search import Design, Found, Goal, Search, Space, Trial, _area, decibels
 
+RATES = tuple((rate,) * 12 for rate in (2, 4, 8, 12, 16))
 SPACE = Space(
-    recipes=("fp32", "bf16", "int8", "int8-fast"), quantized=frozenset({"int8", "int8-fast"}), freed=(1, 2, 4, 8), floats=("fp32",),
-    merged=(2, 4, 8, 12, 16), sizes=(192, 160, 128), tokens=196, blocks=12, size=224,
+    recipes=("fp32", "bf16", "int8", "int8-fast"), quantized=frozenset({"int8", "int8-fast"}), freed=(1, 2, 4, 8),
+    floats=("fp32",), merged=RATES, sizes=(192, 160, 128), tokens=196, blocks=12, size=224,
 )  # fmt: skip
 RATIOS = {"fp32": 1.0, "bf16": 0.6, "int8": 0.4, "int8-fast": 0.4}
 LOSSES = {"fp32": 0.0, "bf16": 0.01, "int8": 0.6, "int8-fast": 1.5}
@@ -30,7 +31,7 @@ class World:
 
     def truth(self, design: Design) -> tuple[float, float]:
         cut = 1 - SPACE.work(design.merged, 0)
-        smaller = 1 - SPACE.work(0, design.size)
+        smaller = 1 - SPACE.work((), design.size)
         ratio = RATIOS[design.recipe] * SPACE.work(design.merged, design.size) ** 0.9 * (1 + 0.015 * design.freed)
         loss = LOSSES[design.recipe] / (1 + design.freed / 3) * (0.5 if design.floats else 1.0)
         worse = self.crossed if design.recipe in SPACE.quantized else 1.0
@@ -103,14 +104,14 @@ def test_what_is_required_comes_first_unless_there_is_no_time_for_it() -> None:
 def test_a_guess_is_exact_where_the_parts_do_not_depend_on_each_other() -> None:
     world = World(crossed=1.0)
     search = world.search()
-    for design in (Design("fp32"), Design("int8"), Design("bf16"), Design("bf16", merged=8), Design("fp32", size=160)):
+    for design in (Design("fp32"), Design("int8"), Design("bf16"), Design("bf16", merged=(8,) * 12), Design("fp32", size=160)):
         search.add(world.measure(Trial(design, 400)))
-    for design in (Design("int8", merged=8), Design("int8", size=160), Design("int8", merged=8)):
+    for design in (Design("int8", merged=(8,) * 12), Design("int8", size=160), Design("int8", merged=(8,) * 12)):
         assert search.guess(design) == pytest.approx(world.truth(design))
-    ratio, loss = search.guess(Design("int8", merged=8, size=160)) or (0.0, 0.0)
-    assert (ratio, loss) == pytest.approx(world.truth(Design("int8", merged=8, size=160)), rel=0.1)
-    between = search.guess(Design("int8", merged=12)) or (0.0, 0.0)  # along the one rate that is known
-    assert between == pytest.approx(world.truth(Design("int8", merged=12)), rel=0.2)
+    ratio, loss = search.guess(Design("int8", merged=(8,) * 12, size=160)) or (0.0, 0.0)
+    assert (ratio, loss) == pytest.approx(world.truth(Design("int8", merged=(8,) * 12, size=160)), rel=0.1)
+    between = search.guess(Design("int8", merged=(12,) * 12)) or (0.0, 0.0)  # along the one rate that is known
+    assert between == pytest.approx(world.truth(Design("int8", merged=(12,) * 12)), rel=0.2)
 
 
 def test_things_are_tried_apart_before_they_are_tried_together() -> None:
@@ -140,7 +141,7 @@ def test_only_what_may_be_on_the_frontier_is_judged_on_all_images() -> None:
 def test_a_refusal_takes_what_goes_further_with_it() -> None:
     search = World().search()
     for refused, gone, kept in (
-        (Design("int8", merged=8), Design("bf16", merged=2, size=160), Design("bf16", size=160)),
+        (Design("int8", merged=(8,) * 12), Design("bf16", merged=(2,) * 12, size=160), Design("bf16", size=160)),
         (Design("bf16", size=160), Design("int8", size=192), Design("int8")),
         (Design("int8", freed=2), Design("int8", freed=4, floats="fp32"), Design("int8", freed=1)),
         (Design("int8", floats="fp32"), Design("int8", freed=1, floats="fp32"), Design("int8-fast", floats="fp32")),
@@ -176,7 +177,9 @@ def test_a_goal_draws_the_search_to_what_meets_it() -> None:
     assert not Goal(True, max_loss=0.5).fits(0.1, 0.6)
 
 
-@pytest.mark.parametrize(("points", "losses"), [(True, (-1.0, 0.0, 0.2, 1.0, 10.0, 50.0)), (False, (0.0, 1e-5, 1e-3, 0.1, 1.0, 9.0))])
+@pytest.mark.parametrize(
+    ("points", "losses"), [(True, (-1.0, 0.0, 0.2, 1.0, 10.0, 50.0)), (False, (0.0, 1e-5, 1e-3, 0.1, 1.0, 9.0))]
+)
 def test_worth_falls_from_one_to_nothing(points: bool, losses: tuple[float, ...]) -> None:
     worth = [Goal(points).worth(loss) for loss in losses]
     assert worth[0] == 1 and worth[-1] == 0 and worth == sorted(worth, reverse=True)
@@ -209,6 +212,6 @@ def test_a_point_is_left_out_only_where_that_is_sure() -> None:
 
 
 def test_names_and_decibels_are_for_people() -> None:
-    assert Design("int8", 1, "fp32", 8, 192).name == "int8, 1 Linear in float, floats in fp32, merging 8, 192 px"
-    assert Design("int8", 2).name == "int8, 2 Linears in float"
+    assert Design("int8", 1, "fp32", (8,) * 12, 192).name == "int8, 1 Linear in float, floats in fp32, merging 8, 192 px"
+    assert Design("int8", 2, merged=(0, 40, 0, 40)).name == "int8, 2 Linears in float, merging 40at1+40at3"
     assert decibels(0.001) == pytest.approx(30) and decibels(0.0) == pytest.approx(144.5, abs=0.1)

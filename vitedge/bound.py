@@ -22,13 +22,8 @@ from vitedge.bench.accuracy import Recording, judge
 from vitedge.bench.document import Judged
 from vitedge.errors import VitEdgeError
 from vitedge.images import ImageFile, sample
-<<<<<<< HEAD
-from vitedge.runtime.engine import Engine, open_engine
-from vitedge.specs import BenchRow, FloatType, Recipe, Target
-=======
 from vitedge.runtime.engine import open_engine
-from vitedge.specs import BenchRow, Recipe, Target, reduction_of
->>>>>>> main
+from vitedge.specs import BenchRow, FloatType, Recipe, Target, reduction_of
 from vitedge.workspace import content_key, sha256, short_path
 
 if TYPE_CHECKING:

@@ -51,9 +51,9 @@ def tune(
     json_file: Json = None,
 ) -> None:
     """Build a model in many ways, search the frontier of latency and accuracy, and choose the engine to ship."""
-    from vitedge.bench.document import rows_of, save_document
+    from vitedge.bench.document import save_document
     from vitedge.bench.frontier import choose
-    from vitedge.bench.report import write_report
+    from vitedge.bench.report import write_outputs
     from vitedge.bench.tables import terminal as table
     from vitedge.pipeline import ModelSource
     from vitedge.tune import TuneJob, check_minutes
@@ -75,7 +75,7 @@ def tune(
     out.print(table(documents, choice, out.width))
     print_notes(found.document.notes)
     page = report or found.folder / "tune.html"
-    write_report(page, rows_of(found.document), found.document.environment)
+    write_outputs(documents, report=page, choice=choice)
     if json_file:
         save_document(found.document, json_file)
     if none_fits:

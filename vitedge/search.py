@@ -16,6 +16,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from vitedge.specs import Reduction
+
 WORST_POINTS = 10.0  # of top-1 or agreement: who loses more is worth nothing
 FINE_POINTS = 0.1  # below this, points are counted linearly, above it by their logarithm
 WORST_DB, BEST_DB = 6.0, 60.0  # SQNR of an output that is worth nothing, and above which more is worth nothing
@@ -33,13 +35,14 @@ class Design:
     """One way to build the model.
 
     freed: so many of the costliest Linears compute in float. floats: the type of all that is not INT8; "" for the recipe's.
-    merged: tokens that each block merges. size: of the image, height and width in pixels; 0 for the model's own.
+    merged: tokens that each block merges, one number a block; () for none. size: of the image, height and width in pixels; 0
+    for the model's own.
     """
 
     recipe: str
     freed: int = 0
     floats: str = ""
-    merged: int = 0
+    merged: tuple[int, ...] = ()
     size: int = 0
 
     @property
@@ -48,7 +51,7 @@ class Design:
         parts = (
             (self.freed, f"{self.freed} Linear{'s' * (self.freed > 1)} in float"),
             (self.floats, f"floats in {self.floats}"),
-            (self.merged, f"merging {self.merged}"),
+            (self.merged, Reduction(merge_tokens=self.merged).suffix.replace(".merge", "merging ")),
             (self.size, f"{self.size} px"),
         )
         return ", ".join([self.recipe, *(part for given, part in parts if given)])
@@ -56,7 +59,7 @@ class Design:
     @property
     def plain(self) -> Design:
         """The same at all tokens."""
-        return replace(self, merged=0, size=0)
+        return replace(self, merged=(), size=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +116,15 @@ class Goal:
 class Space:
     """What may be combined.
 
-    recipes: the first is the reference; quantized: those of them that make INT8. freed, merged, sizes: without 0; floats:
-    without "". tokens, blocks: of the model, at its own `size` in pixels; 0 where it is no plain ViT.
+    recipes: the first is the reference; quantized: those of them that make INT8. freed, floats, merged,
+    sizes: without what stands for none. tokens, blocks: of the model, at its own `size` in pixels; 0 where it is no plain ViT.
     """
 
     recipes: tuple[str, ...]
     quantized: frozenset[str]
     freed: tuple[int, ...] = ()
     floats: tuple[str, ...] = ()
-    merged: tuple[int, ...] = ()
+    merged: tuple[tuple[int, ...], ...] = ()
     sizes: tuple[int, ...] = ()
     tokens: int = 0
     blocks: int = 0
@@ -134,17 +137,17 @@ class Space:
 
     def designs(self) -> list[Design]:
         """All of them."""
-        axes = itertools.product(self.recipes, (0, *self.freed), ("", *self.floats), (0, *self.merged), (0, *self.sizes))
+        axes = itertools.product(self.recipes, (0, *self.freed), ("", *self.floats), ((), *self.merged), (0, *self.sizes))
         every = [Design(*point) for point in axes]
         return [one for one in every if one.recipe in self.quantized or not (one.freed or one.floats)]
 
-    def work(self, merged: int, size: int) -> float:
+    def work(self, merged: Sequence[int], size: int) -> float:
         """The part of the tokens that its blocks still see, as the mean of all blocks."""
         if not self.tokens or not self.blocks:
             return 1.0
         tokens, seen = self.tokens * ((size or self.size) / self.size) ** 2, 0.0
-        for _ in range(self.blocks):
-            tokens -= min(merged, tokens / 2)  # half of them have a partner to merge into
+        for count in merged or (0,) * self.blocks:
+            tokens -= min(count, tokens / 2)  # half of them have a partner to merge into
             seen += tokens
         return seen / self.blocks / self.tokens
 
@@ -259,7 +262,7 @@ class Search:
             return min(one.ratio for one in plain), HOPE * min(max(one.loss, 0.0) for one in plain)
         return (0.7, 0.0) if self.found and recipe not in self.space.quantized else None
 
-    def _shrunk(self, merged: int, size: int, recipe: str) -> tuple[float, float]:
+    def _shrunk(self, merged: tuple[int, ...], size: int, recipe: str) -> tuple[float, float]:
         """The factor of latency, and the loss added, of fewer tokens."""
         if not merged and not size:
             return 1.0, 0.0
@@ -269,8 +272,8 @@ class Search:
             factors = [math.log(one.ratio / plain.ratio) for one, plain in own]
             return math.exp(sum(factors) / len(own)), sum(one.loss - plain.loss for one, plain in own) / len(own)
         if merged and size:
-            fewer, smaller = self._shrunk(merged, 0, recipe), self._shrunk(0, size, recipe)
-            together = self.space.work(merged, size) / self.space.work(merged, 0) / self.space.work(0, size)
+            fewer, smaller = self._shrunk(merged, 0, recipe), self._shrunk((), size, recipe)
+            together = self.space.work(merged, size) / self.space.work(merged, 0) / self.space.work((), size)
             return fewer[0] * smaller[0] * together**POWER, fewer[1] + smaller[1]
         cut = 1 - self.space.work(merged, size)
         along = self._pairs(lambda one: bool(one.merged) == bool(merged) and bool(one.size) == bool(size))
@@ -297,7 +300,7 @@ class Search:
             gains[design] = self._gain_over(stairs, *guess) if guess else math.inf
         if not gains or max(gains.values()) < PROMISE * max(_area(stairs), PROMISE):
             return None
-        told: dict[tuple[int, int], float] = {}
+        told: dict[tuple[tuple[int, ...], int], float] = {}
         for design, gain in gains.items():
             fewer = (design.merged, design.size)
             told[fewer] = max(told.get(fewer, 0.0), gain)

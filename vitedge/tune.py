@@ -9,6 +9,7 @@ what was found until then is measured and reported. Knows nothing of terminals: 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -174,10 +175,16 @@ def space_of(recipes: Mapping[str, Recipe], card: ModelCard, graph: Path, native
     return replace(plain, merged=_rates(plain), sizes=tuple(dict.fromkeys(side for side in sides if 0 < side < height)))
 
 
-def _rates(space: Space) -> tuple[int, ...]:
-    """Tokens to merge in each block: the fewest that leave out each of the parts CUTS."""
-    most = range(1, space.tokens // 2 + 1)
-    found = [next((rate for rate in most if 1 - space.work(rate, 0) >= cut), 0) for cut in CUTS]
+def _rates(space: Space) -> tuple[tuple[int, ...], ...]:
+    """Tokens to merge in each block, the fewest that leave out each of the parts CUTS: alike in all, and many in two of them.
+
+    A merge takes time whatever it leaves out, so that two large ones may do better than one in every block.
+    """
+    every, two = range(space.blocks), {space.blocks // 4, space.blocks // 2}
+    found = []
+    for cut, blocks in itertools.product(CUTS, (every, two)):
+        rates = (tuple(rate if block in blocks else 0 for block in every) for rate in range(1, space.tokens // 2 + 1))
+        found.append(next((rate for rate in rates if 1 - space.work(rate, 0) >= cut), ()))
     return tuple(dict.fromkeys(filter(None, found)))
 
 

@@ -147,11 +147,11 @@ class Workshop:
         self.notes: list[str] = []
         self.reference_ms = 0.0
         self._watcher, self._clock = watcher, clock
-        self._models: dict[tuple[int, int], Path] = {}
-        self._graphs: dict[tuple[str, int, int], Path] = {}
+        self._models: dict[tuple[tuple[int, ...], int], Path] = {}
+        self._graphs: dict[tuple[str, tuple[int, ...], int], Path] = {}
         self._folders: dict[Design, Path] = {}
         self._points: dict[str, list[Point]] = {}
-        self._work: Callable[[int, int], float] = lambda merged, size: 1.0
+        self._work: Callable[[Sequence[int], int], float] = lambda merged, size: 1.0
 
     def begin(self) -> Path:
         """The reference's graph, once its engine was measured alone: raises what stops all the rest."""
