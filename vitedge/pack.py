@@ -151,7 +151,7 @@ def _workspace(sources: Mapping[Path, Source], target: Target) -> dict[str, Cont
 
 
 def _pictures(images: Sequence[ImageFile]) -> dict[str, Content]:
-    """At most JUDGED images, numbered, in a folder for each label; where one cannot be a folder's name, with a table of labels."""
+    """At most JUDGED images, numbered, in a folder for each label; where one cannot be that, with a table of labels."""
     chosen = list(enumerate(sample(images, JUDGED, 0))) if images else []
     named = all(file.label is None or _is_folder_name(file.label) for _, file in chosen)
     found: dict[str, Content] = {}
