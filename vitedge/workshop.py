@@ -41,7 +41,7 @@ FIRST_IMAGES = 32  # that the reference is measured on alone
 EXPORT_S, BUILD_S, LOOSEN_S = 15.0, 3.0, 5.0  # that a step is expected to take, until one was made
 PASSES = 4  # over its images, at the speed of the reference, that calibrating and quantizing are expected to take
 COSTS_S = 1.0  # a Linear
-LEAST_IMAGE_S = 1e-5
+LEAST_IMAGE_S = 1e-4  # of judging one
 GAINED = 0.5  # of the time that sensitivity.py's model adds for a Linear in float, on a processor with bf16
 
 
@@ -205,11 +205,10 @@ class Workshop:
 
     def benchmark(self, folders: Sequence[Path], files: Sequence[ImageFile], seconds: float) -> Document:
         """Engines side by side, without all that a trial need not know."""
-        began, judging = self._clock(), list[tuple[float, float]]()
+        began, last = self._clock(), dict[str, float]()
 
         def progress(stage: str, done: float) -> None:
-            if stage == "accuracy":
-                judging.append((self._clock(), done))
+            last[stage] = self._clock()
             self._watcher.progress(done, "measure")
 
         plan = Plan((self.materials.batch,), seconds=seconds, end_to_end=False)
@@ -218,9 +217,11 @@ class Workshop:
         for candidate in document.candidates:
             if candidate.failed:
                 raise VitEdgeError(f"{candidate.name} failed {candidate.failed}")
-        pairs, image_s = 2 / len(folders), _image_s(judging, len(files))
+        opened_s = (document.candidates[-1].open_ms + document.candidates[-1].first_ms) / 1000
+        judging_s = last.get("accuracy", began) - last.get("opening", began) - opened_s
+        image_s, pairs = max(judging_s / len(files), LEAST_IMAGE_S), 2 / len(folders)
         took_s = self._clock() - began - image_s * len(files)
-        self.took.seconds |= {"image": max(image_s, LEAST_IMAGE_S) * pairs, "measure": max(took_s, 0.0) * pairs}
+        self.took.seconds |= {"image": image_s * pairs, "measure": max(took_s, 0.0) * pairs}
         return document
 
     def seconds(self, trial: Trial) -> float:
@@ -311,12 +312,6 @@ def _variant(graph: Path, design: Design) -> str:
     """The variant of the graph that is loosened, with what is loosened."""
     freed = f".free{design.freed}" if design.freed else ""
     return f"{graph.stem.rpartition('-')[0]}{freed}{'.' * bool(design.floats)}{design.floats}"
-
-
-def _image_s(judging: Sequence[tuple[float, float]], images: int) -> float:
-    """Seconds an image, from when so much of the judging was done; 0 where nothing was told in between."""
-    (first, some), (last, all_of_it) = (judging[0], judging[-1]) if judging else ((0.0, 0.0), (0.0, 0.0))
-    return (last - first) / (all_of_it - some) / images if all_of_it > some else 0.0
 
 
 def _loss(document: Document, candidate: Candidate, *, points: bool) -> tuple[float, float]:
