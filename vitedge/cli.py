@@ -80,7 +80,7 @@ def _counts(given: str) -> int | tuple[int, ...]:
         counts = [int(each) for each in given.split(",")]
     except ValueError as error:
         raise VitEdgeError(
-            f"{given!r} is no number of tokens to merge", hint="--merge-tokens 8, or one number a block: 0,0,40,..."
+            f"{given!r} is no number of tokens to merge", hint="--merge-tokens 8, or 0,0,24 for every third block"
         ) from error
     return counts[0] if len(counts) == 1 else tuple(counts)
 
@@ -97,7 +97,8 @@ Backend = Annotated[
 ]
 Tolerance = Annotated[float, typer.Option(help="How far ONNX may lie from torch, as a part of the output's range.")]
 MergeTokens = Annotated[
-    str, typer.Option(metavar="R", help="Tokens that each block of a plain ViT merges, e.g. 8; or one number a block: 0,0,40,...")
+    str,
+    typer.Option(metavar="R", help="Tokens that each block of a plain ViT merges, e.g. 8; 0,0,24 is 24 in every third block."),
 ]
 
 

@@ -65,8 +65,8 @@ class Watcher(Protocol):
 class ModelSource:
     """Where a model comes from: its name (see `load_model`), and files in place of what the name brings along.
 
-    tolerance: how far ONNX may lie from torch, as a part of the output's range. merge_tokens: how many tokens each block
-    merges, or one number a block (see compiler/merging.py). size: of the image, in place of the model's own.
+    tolerance: how far ONNX may lie from torch, as a part of the output's range. merge_tokens, size: see Reduction;
+    a size is that of a square.
     """
 
     name: str
