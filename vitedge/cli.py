@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import vitedge
-from vitedge import cli_bench, cli_report, cli_run
+from vitedge import cli_bench, cli_report, cli_run, cli_tune
 from vitedge.errors import VitEdgeError
 from vitedge.options import Checkpoint, Images, Json, Labels, Model, Preparation, Ray, require_other, some_seconds
 from vitedge.specs import MAX_BATCH, to_dict
@@ -42,7 +42,9 @@ ENDS = {  # what it says of a command; "" of all that write nothing, or all at o
     "": "interrupted; nothing was written",
     "run": "interrupted",
     "init": "interrupted",
-    **dict.fromkeys(("make", "sensitivity"), "interrupted; what was finished is kept, and the next run goes on from there"),
+    **dict.fromkeys(
+        ("make", "sensitivity", "tune"), "interrupted; what was finished is kept, and the next run goes on from there"
+    ),
 }
 UNREADABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -313,6 +315,9 @@ def refit(
     out.print(short_path(folder), markup=False, soft_wrap=True)
 
 
+app.command(
+    epilog="Example: [bold]vitedge tune timm:vit_small_patch16_224 --images photos --judge photos_by_class --minutes 10[/]"
+)(cli_tune.tune)
 app.command(epilog="Example: [bold]vitedge run my-vit/int8 --source rtsp://camera/stream --web 8080[/]")(cli_run.run)
 
 
