@@ -197,10 +197,11 @@ def print_document(document: Document, json_file: Path | None, choice: Choice | 
     from vitedge.bench.report import beaten, headline, usual_choice
     from vitedge.bench.tables import terminal
 
-    out.print(terminal([document], choice, out.width))
+    usual = usual_choice([document])
+    out.print(terminal([document], choice or usual, out.width))
     if choice:
         out.print(f"choice: {choice.candidate.name}: {choice.why}", markup=False, soft_wrap=True)
-    elif usual := usual_choice([document]):
+    elif usual:
         out.print(headline(document, usual), soft_wrap=True, markup=False)
     print_notes([*beaten(document), *document.notes])
     if json_file:

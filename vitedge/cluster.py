@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vitedge import __version__
-from vitedge.bench.accuracy import PART, Case, Part, judge_parts
+from vitedge.bench.accuracy import Case, Part, judge_parts
 from vitedge.bench.accuracy import Contender as Judgeable
 from vitedge.bench.accuracy import Spread as JudgeSpread
 from vitedge.bench.contenders import MAX_BATCH, Contender, Setting, open_contenders
@@ -151,7 +151,7 @@ class Cluster:
         """
 
         def spread(case: Case, files: Sequence[ImageFile]) -> Iterator[Part]:
-            for parts in self._spread(_Judging(opener, case), files, PART):
+            for parts in self._spread(_Judging(opener, case), files, case.part):
                 yield from parts
 
         return spread

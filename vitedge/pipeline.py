@@ -70,8 +70,8 @@ class Watcher(Protocol):
 class ModelSource:
     """Where a model comes from: its name (see `load_model`), and files in place of what the name brings along.
 
-    tolerance: how far ONNX may lie from torch, as a part of the output's range. merge_tokens: how many tokens each block
-    merges, or one number a block (see compiler/merging.py). size: of the image, in place of the model's own.
+    tolerance: how far ONNX may lie from torch, as a part of the output's range. merge_tokens, size: see Reduction;
+    a size is that of a square.
     """
 
     name: str
@@ -133,10 +133,10 @@ def make(job: Job, watcher: Watcher) -> Result:
     """Run every step that is not fresh, then measure all engines side by side."""
     recipes = [load_recipe(name) for name in job.recipes]
     target = load_target(job.target, job.backend)
-    absent = _absent(target)  # unknown or not installed: said before any work is done
-    if absent and job.bound:
+    elsewhere = absent(target)  # unknown or not installed: said before any work is done
+    if elsewhere and job.bound:
         hint = "set min_sqnr_db in the recipe, which needs no engine; or find out with --target cpu what the bound takes"
-        raise VitEdgeError(f"--max-drop and --min-sqnr are held against engines, and {absent}", hint=hint)
+        raise VitEdgeError(f"--max-drop and --min-sqnr are held against engines, and {elsewhere}", hint=hint)
     notes: list[str] = []
     files = list_dataset(job.images, None if job.judge else job.labels, notes)
     judged = list_dataset(job.judge, job.labels, notes) if job.judge else files
@@ -145,8 +145,8 @@ def make(job: Job, watcher: Watcher) -> Result:
     whole = export_step(job.model.whole, files, engines, watcher)
     model = export_step(job.model, files, engines, watcher) if job.model.reduction else whole
     quantized = [whole, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
-    if absent:
-        notes.append(f"nothing was measured: {absent}")
+    if elsewhere:
+        notes.append(f"nothing was measured: {elsewhere}")
         return _deliver(
             [precision_step(graph, target, files, watcher) for graph in quantized], target, job.root, judged, notes, watcher
         )
@@ -173,7 +173,7 @@ def make(job: Job, watcher: Watcher) -> Result:
     return Result(tuple(folders), tuple(rows), report, document.notes, document=document)
 
 
-def _absent(target: Target) -> str:
+def absent(target: Target) -> str:
     """Why an engine for `target` cannot be measured here, as the rest of a sentence; "" where it can."""
     backend = load_backend(target.backend)
     try:
