@@ -22,6 +22,7 @@ from vitedge.compiler.graph import load
 from vitedge.compiler.quantize import prepare
 from vitedge.compiler.rounding import Moments
 from vitedge.compiler.smooth import sites
+from vitedge.exact import MOST_PARTS, ExactSum
 from vitedge.specs import Recipe
 
 RECIPE = Recipe(min_images=1)
