@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from vitedge.bench.document import Judged
 from vitedge.errors import VitEdgeError
 from vitedge.images import ImageFile, sample
 from vitedge.runtime.engine import open_engine
-from vitedge.specs import BenchRow, Recipe, Target, reduction_of
+from vitedge.specs import BenchRow, FloatType, Recipe, Target, reduction_of
 from vitedge.workspace import content_key, sha256, short_path
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vitedge.pipeline import Watcher
 
 SEARCH_IMAGES = 2000  # that candidates are judged on at most, where labels or answers are counted
+LOOK_IMAGES = 4  # that costs are measured on where nothing is promised
 SQNR_IMAGES = 64  # and where the outputs are compared, which tells more per image
 REFERENCE = Target(name="reference", backend="onnxruntime")  # what candidates run on
 MISSED = 'loosen it; or, where floats are bf16, set float_type = "fp32" in the recipe: the search measures with floats in FP32'
@@ -167,6 +168,42 @@ def _candidates(
             return first, second
 
         yield judged
+
+
+def costs_step(model: Path, graph: Path, files: Sequence[ImageFile], recipe: Recipe, root: Path, watcher: Watcher) -> list[Point]:
+    """What freeing the costliest Linears of the INT8 file `graph` should give, measured on few images: where to look."""
+    from vitedge.compiler import sensitivity as compiler
+
+    int8, prepared = pair(model, graph, recipe, root)
+    rows, path = calibration_rows(prepared, files, recipe, LOOK_IMAGES), compiler.costs_path(graph)
+    watcher.begin("costs")
+    costs = compiler.sensitivity(int8, prepared, rows, path, lambda done, total: watcher.progress(done / total))
+    watcher.end("costs", f"{short_path(path)}: {len(costs.costs)} Linears on {len(rows)} images")
+    return compiler.frontier(costs)
+
+
+def loosen_step(
+    model: Path, graph: Path, names: Collection[str], floats: FloatType | None, root: Path, variant: str, watcher: Watcher
+) -> Path:
+    """The INT8 file `graph` with the Linears `names` in float, and all floats in the type `floats`, if one is given."""
+    from vitedge.compiler import sensitivity as compiler
+    from vitedge.compiler.graph import model_card, set_metadata
+    from vitedge.compiler.work import save_counted
+
+    path = graph.with_name(f"{variant}-{content_key(__version__, sha256(graph), sorted(names), floats)}.onnx")
+    if is_readable(path):
+        watcher.end("loosen", f"{short_path(path)} is fresh")
+        return path
+    watcher.begin("loosen")
+    source = read_source(graph)
+    int8, prepared = pair(model, graph, source.recipe or Recipe(), root)
+    loosened = compiler.leave_out(int8, prepared, names)
+    recipe = compiler.recipe_of(loosened)
+    recipe = dataclasses.replace(recipe, float_type=floats or recipe.float_type)
+    set_metadata(loosened, card=model_card(loosened), variant=variant, recipe=recipe)
+    save_counted(loosened, path)
+    watcher.end("loosen", f"{short_path(path)}: {len(names)} Linears in float")
+    return path
 
 
 def _told(points: Sequence[Point]) -> str:

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import vitedge
-from vitedge import cli_bench, cli_run
+from vitedge import cli_bench, cli_report, cli_run, cli_tune
 from vitedge.errors import VitEdgeError
 from vitedge.options import Checkpoint, Images, Json, Labels, Model, Preparation, Ray, require_other, some_seconds
 from vitedge.specs import MAX_BATCH, to_dict
@@ -42,7 +42,9 @@ ENDS = {  # what it says of a command; "" of all that write nothing, or all at o
     "": "interrupted; nothing was written",
     "run": "interrupted",
     "init": "interrupted",
-    **dict.fromkeys(("make", "sensitivity"), "interrupted; what was finished is kept, and the next run goes on from there"),
+    **dict.fromkeys(
+        ("make", "sensitivity", "tune"), "interrupted; what was finished is kept, and the next run goes on from there"
+    ),
 }
 UNREADABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -78,7 +80,7 @@ def _counts(given: str) -> int | tuple[int, ...]:
         counts = [int(each) for each in given.split(",")]
     except ValueError as error:
         raise VitEdgeError(
-            f"{given!r} is no number of tokens to merge", hint="--merge-tokens 8, or one number a block: 0,0,40,..."
+            f"{given!r} is no number of tokens to merge", hint="--merge-tokens 8, or 0,0,24 for every third block"
         ) from error
     return counts[0] if len(counts) == 1 else tuple(counts)
 
@@ -95,7 +97,8 @@ Backend = Annotated[
 ]
 Tolerance = Annotated[float, typer.Option(help="How far ONNX may lie from torch, as a part of the output's range.")]
 MergeTokens = Annotated[
-    str, typer.Option(metavar="R", help="Tokens that each block of a plain ViT merges, e.g. 8; or one number a block: 0,0,40,...")
+    str,
+    typer.Option(metavar="R", help="Tokens that each block of a plain ViT merges, e.g. 8; 0,0,24 is 24 in every third block."),
 ]
 
 
@@ -312,12 +315,18 @@ def refit(
     out.print(short_path(folder), markup=False, soft_wrap=True)
 
 
+app.command(
+    epilog="Example: [bold]vitedge tune timm:vit_small_patch16_224 --images photos --judge photos_by_class --minutes 10[/]"
+)(cli_tune.tune)
 app.command(epilog="Example: [bold]vitedge run my-vit/int8 --source rtsp://camera/stream --web 8080[/]")(cli_run.run)
 
 
 app.command(epilog="Example: [bold]vitedge bench my-vit/fp32 my-vit/int8 --images photos_by_class --batch 1 --batch 8[/]")(
     cli_bench.bench
 )
+
+
+app.command(epilog="Example: [bold]vitedge report laptop.json orin.json --budget-ms 5 --png frontier.png[/]")(cli_report.report)
 
 
 @app.command(epilog="Example: [bold]vitedge estimate my-vit/int8.onnx --target orin-nano-super --target agx-orin[/]")

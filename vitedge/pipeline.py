@@ -34,6 +34,8 @@ from vitedge.backends.build import (
 from vitedge.bench.contenders import MAX_BATCH, Contender, open_contenders
 from vitedge.bench.costs import Analysis
 from vitedge.bench.document import Document, rows_of
+from vitedge.bench.environment import environment
+from vitedge.bench.gate import Gate
 from vitedge.bench.report import write_outputs
 from vitedge.bench.run import Plan, benchmark
 from vitedge.bench.throughput import measure_throughput
@@ -41,7 +43,7 @@ from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_befor
 from vitedge.cluster import judging, on_one_core
 from vitedge.datasets import list_dataset
 from vitedge.errors import AbsentDeviceError, MissingPackageError, VitEdgeError
-from vitedge.images import ImageFile, sample, stream
+from vitedge.images import ImageFile, images_key, sample, stream
 from vitedge.pack import ARCHIVE, pack
 from vitedge.specs import FLOAT, TOLERANCE, BenchRow, Recipe, Reduction, ScaleTable, Target, Work, reduction_of, to_dict
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
@@ -68,8 +70,8 @@ class Watcher(Protocol):
 class ModelSource:
     """Where a model comes from: its name (see `load_model`), and files in place of what the name brings along.
 
-    tolerance: how far ONNX may lie from torch, as a part of the output's range. merge_tokens: how many tokens each block
-    merges, or one number a block (see compiler/merging.py). size: of the image, in place of the model's own.
+    tolerance: how far ONNX may lie from torch, as a part of the output's range. merge_tokens, size: see Reduction;
+    a size is that of a square.
     """
 
     name: str
@@ -131,10 +133,10 @@ def make(job: Job, watcher: Watcher) -> Result:
     """Run every step that is not fresh, then measure all engines side by side."""
     recipes = [load_recipe(name) for name in job.recipes]
     target = load_target(job.target, job.backend)
-    absent = _absent(target)  # unknown or not installed: said before any work is done
-    if absent and job.bound:
+    elsewhere = absent(target)  # unknown or not installed: said before any work is done
+    if elsewhere and job.bound:
         hint = "set min_sqnr_db in the recipe, which needs no engine; or find out with --target cpu what the bound takes"
-        raise VitEdgeError(f"--max-drop and --min-sqnr are held against engines, and {absent}", hint=hint)
+        raise VitEdgeError(f"--max-drop and --min-sqnr are held against engines, and {elsewhere}", hint=hint)
     notes: list[str] = []
     files = list_dataset(job.images, None if job.judge else job.labels, notes)
     judged = list_dataset(job.judge, job.labels, notes) if job.judge else files
@@ -143,8 +145,8 @@ def make(job: Job, watcher: Watcher) -> Result:
     whole = export_step(job.model.whole, files, engines, watcher)
     model = export_step(job.model, files, engines, watcher) if job.model.reduction else whole
     quantized = [whole, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
-    if absent:
-        notes.append(f"nothing was measured: {absent}")
+    if elsewhere:
+        notes.append(f"nothing was measured: {elsewhere}")
         return _deliver(
             [precision_step(graph, target, files, watcher) for graph in quantized], target, job.root, judged, notes, watcher
         )
@@ -171,7 +173,7 @@ def make(job: Job, watcher: Watcher) -> Result:
     return Result(tuple(folders), tuple(rows), report, document.notes, document=document)
 
 
-def _absent(target: Target) -> str:
+def absent(target: Target) -> str:
     """Why an engine for `target` cannot be measured here, as the rest of a sentence; "" where it can."""
     backend = load_backend(target.backend)
     try:
@@ -367,27 +369,36 @@ def bench_step(
     *,
     throughput: bool = False,
     notes: Sequence[str] = (),
+    gate: Gate | None = None,
     ray: str | None = None,
 ) -> Document:
     """Measure engines, ONNX files and torch models side by side; the first is the reference of the others.
 
-    checkpoint, preprocess: of the torch models. notes: to begin those of the document with. ray: the workers that
-    judge the images, see `open_cluster`; times are taken here in any case.
+    checkpoint, preprocess: of the torch models. notes: to begin those of the document with. gate: what it will be held against,
+    so that timings go on until that is decided. ray: the workers that judge the images, see `open_cluster`; times are taken
+    here in any case.
     """
-    told = list(notes)
+    told, most = list(notes), max(MAX_BATCH, *plan.batches)
     watcher.begin("bench")
-    most = max(MAX_BATCH, *plan.batches)
     with ExitStack() as stack:
         contenders = stack.enter_context(open_contenders(names, checkpoint, preprocess, max_batch=most))
+        if gate:
+            settings = [(batch, one.threads, one.streams) for batch in plan.batches for one in plan.settings]
+            found = [contender.name for contender in contenders]
+            told += gate.require_comparable(found, settings, environment(), images_key(files))
         spread = stack.enter_context(judging(ray, partial(on_one_core, names, checkpoint, preprocess, most))) if ray else None
-
-        def progress(stage: str, part: float) -> None:
-            watcher.progress(part, stage)
-
-        document = benchmark(contenders, files, plan, notes=told, progress=progress, spread=spread)
+        document = benchmark(
+            contenders,
+            files,
+            plan,
+            notes=told,
+            progress=lambda stage, part: watcher.progress(part, stage),
+            undecided=gate.undecided if gate else lambda timed: False,
+            spread=spread,
+        )
         judged = document.finished[0].judged
         images = f"{judged.images} images" if judged else "no images"
-        watcher.end("bench", f"{images}, {plan.seconds:g} s an engine, in turns")
+        watcher.end("bench", f"{images}, {plan.seconds:g} s each, in turns")
         return throughput_step(contenders, files, document, plan.seconds, watcher) if throughput else document
 
 
@@ -398,8 +409,9 @@ def throughput_step(
     watcher.begin("throughput")
     whole = {one.name for one in document.finished}
     folders = {one.name: one.folder for one in contenders if one.folder and one.name in whole}
-    found = dict(zip(folders, measure_throughput(list(folders.values()), files, seconds, watcher.progress), strict=True))
-    ways = ", ".join(f"{one.streams} stream{'' if one.streams == 1 else 's'} of {one.batch:.1f}" for one in found.values())
+    rates = measure_throughput(list(folders.values()), files, seconds, watcher.progress)
+    found = dict(zip(folders, rates, strict=True))
+    ways = ", ".join(f"{one.streams} stream{'' if one.streams == 1 else 's'} of {one.batch:.1f}" for one in rates)
     watcher.end("throughput", f"decoding to answers overlapped, {ways} images a batch")
     candidates = tuple(
         dataclasses.replace(one, sustained_per_s=found[one.name].images_per_s) if one.name in found else one

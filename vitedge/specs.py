@@ -120,8 +120,8 @@ class ModelCard:
 class Reduction:
     """What is changed of a model so that it computes less, besides the types that it computes in.
 
-    size: (height, width) of its images in pixels, None for its own. merge_tokens: how many tokens each block merges, or one
-    number for each block.
+    size: (height, width) of its images in pixels, None for its own. merge_tokens: how many tokens each block merges; of several
+    numbers, one for each block, beginning again after the last.
     """
 
     size: tuple[int, int] | None = None
@@ -140,15 +140,15 @@ class Reduction:
 
     @property
     def suffix(self) -> str:
-        """What the names of variants get: ".192", ".192x256", ".merge8", ".merge40at3+40at6" (blocks are counted from 0)."""
+        """What the names of variants get: ".192", ".192x256", ".merge8", ".merge0+0+24"."""
         size, counts = self.size, self.merge_tokens
         shown = f".{size[0]}" + (f"x{size[1]}" if size[0] != size[1] else "") if size else ""
         if not counts:
             return shown
-        several = counts if isinstance(counts, tuple) else ()
-        told = "+".join(f"{count}at{block}" for block, count in enumerate(several) if count) or str(counts)
+        each = counts if isinstance(counts, tuple) else (counts,)
+        told = "+".join(map(str, each))
         if len(told) > MAX_NAME // 2:  # a name has more parts than this one
-            told = f"{sum(several)}.{zlib.crc32(told.encode()):08x}"
+            told = f"{sum(each)}.{zlib.crc32(told.encode()):08x}"
         return f"{shown}.merge{told}"
 
 

@@ -15,6 +15,7 @@ as before, each with the value of the one that it was merged into; a class token
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ from vitedge.compiler.tokens import HINT, Block, Trunk, find_trunk, retarget, sh
 from vitedge.errors import ModelError
 
 PURPOSE = "token merging"
+ALIGNED = 8  # numbers in a row of the 0/1 matrix: tensor cores and AMX tiles want whole ones
+SHORTEST = 1e-6  # what a key of zeros is divided by
 MOST = 256  # of a block: so far, BF16 counts exactly
 
 
@@ -56,9 +59,10 @@ class _Stage:
 
 
 def merge_tokens(model: ModelProto, count: int | Sequence[int]) -> tuple[int, ...]:
-    """Let each block of a plain ViT merge `count` tokens, or one number for each block, in place; returns how many each does.
+    """Let each block of a plain ViT merge `count` tokens in place; returns how many each does.
 
-    At most half of a block's tokens can be merged. What is no plain ViT is a ModelError.
+    Several numbers are for one block each, from the first on, and then begin again: 0, 0, 24 is every third block. At most half
+    of a block's tokens can be merged. What is no plain ViT is a ModelError.
     """
     if not any([count] if isinstance(count, int) else count):
         return ()
@@ -72,15 +76,15 @@ def merge_tokens(model: ModelProto, count: int | Sequence[int]) -> tuple[int, ..
 
 
 def _plan(trunk: Trunk, count: int | Sequence[int]) -> tuple[int, ...]:
-    """How many tokens each block merges; a ModelError where there are not as many numbers as blocks."""
-    wanted = [count] * len(trunk.blocks) if isinstance(count, int) else list(count)
-    if len(wanted) != len(trunk.blocks):
-        what = f"there are {len(wanted)} numbers of tokens to merge, but {len(trunk.blocks)} blocks"
-        raise ModelError(what, hint="give one number for all blocks, or one for each; 0 merges none")
-    if stray := [each for each in wanted if not 0 <= each <= MOST]:
+    """How many tokens each block merges; a ModelError where there are more numbers than blocks."""
+    counts = [count] if isinstance(count, int) else list(count)
+    if len(counts) > len(trunk.blocks):
+        what = f"there are {len(counts)} numbers of tokens to merge, but {len(trunk.blocks)} blocks"
+        raise ModelError(what, hint="give one number for all blocks, or at most one for each; 0 merges none")
+    if stray := [each for each in counts if not 0 <= each <= MOST]:
         raise ModelError(f"a block merges 0 to {MOST} tokens, not {stray[0]}")
     merges, tokens = list[int](), trunk.tokens
-    for each in wanted:
+    for each in itertools.islice(itertools.cycle(counts), len(trunk.blocks)):
         merges.append(min(each, (tokens - trunk.first - trunk.last) // 2))
         tokens -= merges[-1]
     return tuple(merges)
@@ -125,12 +129,15 @@ def _merge(model: ModelProto, trunk: Trunk, block: Block, count: int, stage: _St
     hits = graph.put("Equal", [rows, graph.constant("numbers", np.arange(left).reshape(1, -1, 1))], "hits")
     members = weights = graph.put("Cast", [hits], "members", to=TensorProto.FLOAT)
     if stage.sizes:
-        weights = graph.put("Mul", [members, stage.sizes], "weights")
+        weights = graph.put("Mul", [members, graph.pad(stage.sizes, 2, len(layout.number) - stage.tokens, "counts")], "weights")
     sizes = graph.put("ReduceSum", [weights, graph.constant("columns", np.array([2]))], "column", keepdims=1)
-    total = graph.put("MatMul", [weights, x], "total")
-    graph.nodes.append(helper.make_node("Div", [total, sizes], [graph.name], name=f"{graph.name}/Div"))
+    shares = graph.put("Div", [weights, sizes], "shares")  # before the product, whose sums FP16 might not hold
+    padded = graph.pad(x, 1, len(layout.number) - stage.tokens, "padded")
+    graph.nodes.append(helper.make_node("MatMul", [shares, padded], [graph.name], name=f"{graph.name}/MatMul"))
     row = graph.put("Reshape", [sizes, graph.constant("row", np.array([-1, 1, left]))], "sizes")
-    origins = graph.put("Transpose", [members], "targets", perm=[0, 2, 1])
+    origins = graph.put("Transpose", [members], "turned_members", perm=[0, 2, 1])
+    if len(layout.number) > stage.tokens:
+        origins = graph.slice(origins, 0, stage.tokens, 1, "targets")
     if stage.origins:
         origins = graph.put("MatMul", [stage.origins, origins], "origins")
     within = {id(node) for node in trunk.nodes}
@@ -144,8 +151,9 @@ def _merge(model: ModelProto, trunk: Trunk, block: Block, count: int, stage: _St
 class _Layout:
     """Which tokens may merge into which, and where those go that stay: first, A's, B's, last.
 
-    a, b: (first, end) of every second token of A and B. number: int64[tokens], the place in A of each token of A; -1 elsewhere.
-    kept: int64[tokens], the row of each token if it stays and all of A before it does. row: of the first token of B.
+    a, b: (first, end) of every second token of A and B. number: int64[columns], the place in A of each token of A; -1 elsewhere.
+    kept: int64[columns], the row of each token if it stays and all of A before it does; -1 of what is no token. row: of the
+    first token of B. There are more columns than tokens, so that the matrix product is one that processors are fast at.
     """
 
     a: tuple[int, int]
@@ -161,13 +169,15 @@ def _layout(trunk: Trunk, tokens: int, count: int) -> _Layout:
     first, end = trunk.first, tokens - trunk.last
     a, b = (first + first % 2, end), (first + 1 - first % 2, end)
     in_a, in_b = np.arange(*a, 2), np.arange(*b, 2)
-    number = np.full(tokens, -1)
+    columns = -(-tokens // ALIGNED) * ALIGNED
+    number = np.full(columns, -1)
     number[in_a] = np.arange(len(in_a))
-    kept = np.arange(tokens)
+    kept = np.full(columns, -1)
+    kept[:tokens] = np.arange(tokens)
     kept[in_a] = first + np.arange(len(in_a))
     row = first + len(in_a) - count
     kept[in_b] = row + np.arange(len(in_b))
-    kept[end:] -= count
+    kept[end:tokens] -= count
     return _Layout(a, b, count, number, kept, row)
 
 
@@ -179,22 +189,21 @@ def _keys(model: ModelProto, graph: _Nodes, block: Block) -> str:
     else:
         keys = graph.put("Transpose", [block.attention.key], "keys", perm=[0, 1, 3, 2])
     mean = graph.put("ReduceMean", [keys, graph.constant("heads", np.array([1]))], "key", keepdims=0)
-    return graph.put("LpNormalization", [mean], "direction", axis=-1, p=2)
+    length = graph.put("ReduceL2", [mean, graph.constant("size", np.array([2]))], "length", keepdims=1)
+    length = graph.put("Max", [length, graph.constant("least", np.float32(SHORTEST))], "divisor")
+    return graph.put("Div", [mean, length], "direction")
 
 
 def _rows(graph: _Nodes, keys: str, layout: _Layout) -> str:
     """The row that each token goes to, int64[B, 1, tokens]."""
-    a, b = (graph.slice(keys, *ends, name) for ends, name in ((layout.a, "a"), (layout.b, "b")))
+    a, b = (graph.slice(keys, *ends, 2, name) for ends, name in ((layout.a, "a"), (layout.b, "b")))
     turned = graph.put("Transpose", [a], "turned", perm=[0, 2, 1])
     likeness = graph.put("MatMul", [b, turned], "likeness")
     most, best = graph.top(likeness, 1, 1, "best")
     _, chosen = graph.top(most, layout.count, 2, "chosen")
     chosen = graph.put("Reshape", [chosen, graph.constant("list", np.array([-1, layout.count, 1]))], "merging")
-    found = graph.put("Equal", [chosen, graph.constant("a", layout.number.reshape(1, 1, -1))], "found")
-    counted = graph.put("Cast", [found], "counted", to=TensorProto.FLOAT)
-    goes = graph.put("ReduceSum", [counted, graph.constant("each", np.array([1]))], "goes", keepdims=1)
-    before = np.triu(np.ones((1, len(layout.number), len(layout.number)), np.float32), 1) * (layout.number >= 0)
-    gone = graph.put("MatMul", [goes, graph.constant("before", before.astype(np.float32))], "gone")
+    numbers = graph.constant("a", layout.number.reshape(1, 1, -1))
+    goes, gone = (graph.count(operator, chosen, numbers, name) for operator, name in (("Equal", "goes"), ("Less", "gone")))
     gone = graph.put("Cast", [gone], "gap", to=TensorProto.INT64)
     stays = graph.put("Sub", [graph.constant("kept", layout.kept.reshape(1, 1, -1)), gone], "stays")
     target = graph.put("Add", [best, graph.constant("first", np.array(layout.row))], "target")
@@ -223,10 +232,22 @@ class _Nodes:
         self.nodes.append(helper.make_node("TopK", inputs, outputs, name=f"{self.name}/{name}", axis=axis))
         return outputs[0], outputs[1]
 
-    def slice(self, tensor: str, first: int, end: int, name: str) -> str:
-        """Every second entry along axis 1 from `first` on."""
+    def count(self, operator: str, rows: str, columns: str, name: str) -> str:
+        """For each of `columns` how many of `rows` compare with it as `operator` says."""
+        found = self.put(operator, [rows, columns], f"{name}.found")
+        numbers = self.put("Cast", [found], f"{name}.counted", to=TensorProto.FLOAT)
+        return self.put("ReduceSum", [numbers, self.constant(f"{name}.axis", np.array([1]))], name, keepdims=1)
+
+    def pad(self, tensor: str, axis: int, more: int, name: str) -> str:
+        """So many zeros behind a tensor of three axes; the tensor itself for none."""
+        pads = np.zeros(6, np.int64)
+        pads[3 + axis] = more
+        return self.put("Pad", [tensor, self.constant(f"{name}.pads", pads)], name) if more else tensor
+
+    def slice(self, tensor: str, first: int, end: int, step: int, name: str) -> str:
+        """Every `step`-th entry along axis 1 from `first` on."""
         bounds = [self.constant(f"{name}.{part}", np.array([value])) for part, value in
-                  (("first", first), ("end", end), ("axis", 1), ("step", 2))]  # fmt: skip
+                  (("first", first), ("end", end), ("axis", 1), ("step", step))]  # fmt: skip
         return self.put("Slice", [tensor, *bounds], name)
 
     def constant(self, name: str, array: Array) -> str:

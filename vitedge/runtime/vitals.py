@@ -29,11 +29,12 @@ WHOLE = ("VDD_IN", "POM_5V_IN", "psys")  # rails that feed all others; they come
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a sensor says now, in °C or W."""
+    """What a sensor says now, in °C or W. since_last: whether it is the mean since it was last read, of a counter."""
 
     sensor: str
     kind: Kind
     value: float
+    since_last: bool = False
 
 
 class Vitals:
@@ -51,7 +52,11 @@ class Vitals:
 
     def read(self) -> list[Reading]:
         """Of every sensor that answers, what it says; power of RAPL from the second time on, as a mean since the last."""
-        readings = [Reading(sensor.name, sensor.kind, value) for sensor in self._sensors if (value := sensor.value()) is not None]
+        readings = [
+            Reading(sensor.name, sensor.kind, value, sensor.since_last)
+            for sensor in self._sensors
+            if (value := sensor.value()) is not None
+        ]
         return [reading for reading in readings if _plausible(reading)]
 
     def close(self) -> None:
@@ -66,6 +71,7 @@ class _Sensor:
     name: str
     kind: Kind
     value: Callable[[], float | None]
+    since_last: bool = False
 
 
 def _told_apart(sensors: list[_Sensor]) -> list[_Sensor]:
@@ -138,7 +144,7 @@ def _packages(root: Path) -> list[_Sensor]:
     """RAPL's counters of a processor package, not of its parts, which are counted in it."""
     folders = sorted((root / "class" / "powercap").glob("intel-rapl:*"))
     whole = [folder for folder in folders if folder.name.count(":") == 1]
-    return [_Sensor(_text(folder / "name") or folder.name, "power", _EnergyCounter(folder).watts) for folder in whole]
+    return [_Sensor(_text(folder / "name") or folder.name, "power", _EnergyCounter(folder).watts, True) for folder in whole]
 
 
 class _EnergyCounter:
@@ -177,6 +183,25 @@ def _gpus(nvml: Any) -> list[_Sensor]:
             found.append(_Sensor(f"GPU {number}", "temperature", partial(_tried, nvml.nvmlDeviceGetTemperature, device, 0)))
             found.append(_Sensor(f"GPU {number}", "power", partial(_watts, nvml, device)))
     return found
+
+
+def gpus_here() -> list[str]:
+    """Each NVIDIA GPU of this machine with its driver, as NVML tells, e.g. "NVIDIA L4, driver 580.65.06"; none without NVML."""
+    nvml = _open_nvml()
+    if nvml is None:
+        return []
+    try:
+        driver = _tried(nvml.nvmlSystemGetDriverVersion)
+        devices = [_tried(nvml.nvmlDeviceGetHandleByIndex, number) for number in range(int(_tried(nvml.nvmlDeviceGetCount) or 0))]
+        names = [_tried(nvml.nvmlDeviceGetName, device) for device in devices if device is not None]
+        return [f"{_word(name)}, driver {_word(driver)}" for name in names if name]
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _word(told: Any) -> str:
+    """What older releases of the package give as bytes."""
+    return told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)
 
 
 def _watts(nvml: Any, device: Any) -> float | None:
