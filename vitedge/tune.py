@@ -22,8 +22,9 @@ from vitedge.backends.metadata import count_operators
 from vitedge.bench.contenders import open_contenders
 from vitedge.bench.document import Document
 from vitedge.bench.run import Plan, benchmark
+from vitedge.datasets import list_dataset
 from vitedge.errors import VitEdgeError
-from vitedge.images import list_images, sample
+from vitedge.images import sample
 from vitedge.pipeline import ModelSource, Watcher, absent, require_compiler
 from vitedge.search import Design, Found, Freeing, Goal, Search, Space, Trial, decibels
 from vitedge.specs import ModelCard, Recipe, Target
@@ -54,6 +55,7 @@ class TuneJob:
     images: calibration images. judge: labelled or other images to measure accuracy on; the calibration images if None.
     recipes: those to try; all that suit the target if empty. budget_ms: of one call at the target's best batch. max_drop: points
     of top-1, or agreement, that may be lost. backend: in place of the target's own.
+    labels: a table of the labels of what is judged (see datasets.py).
     """
 
     model: ModelSource
@@ -66,6 +68,7 @@ class TuneJob:
     backend: str | None = None
     budget_ms: float | None = None
     max_drop: float | None = None
+    labels: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +126,9 @@ def tune(job: TuneJob, watcher: Watcher, clock: Callable[[], float] = time.monot
         hint = "run it on the device; `vitedge make` builds, or packs, what is for another machine"
         raise VitEdgeError(f"tune has to measure engines, and {reason}", hint=hint)
     require_compiler()
-    files = list_images(job.images)
-    judged = list_images(job.judge) if job.judge else files
+    odd: list[str] = []
+    files = list_dataset(job.images, None if job.judge else job.labels, odd)
+    judged = list_dataset(job.judge, job.labels, odd) if job.judge else files
     told = Told(watcher, budget)
     workshop = Workshop(Materials(job.model, files, judged, recipes, target, job.root), told.clocked, clock)
     told.begin(REFERENCE.name)
@@ -132,7 +136,7 @@ def tune(job: TuneJob, watcher: Watcher, clock: Callable[[], float] = time.monot
     told.end(f"{workshop.reference_ms:.2f} ms: the reference")
     search = Search(*_asked(job, workshop, graph, budget))
     journal = workshop.journal()
-    notes = [FLATTERED] if judged is files else []
+    notes = [*odd, *([FLATTERED] if judged is files else [])]
     _recall(journal, workshop, search, told)
     hurried = run(search, workshop, journal, told, notes)
     document, engines = _finish(search, workshop, told, HURRY_S if hurried else budget.left, notes, (job.judge or job.images))
