@@ -129,7 +129,7 @@ class _Parquet:
         self._turn = threading.Lock()
         self._batches: Iterator[Any] = iter(())
         self._read: OrderedDict[int, Any] = OrderedDict()  # first row -> pictures; the last few, as threads do not keep the order
-        self._next = 0
+        self._next = -1  # row that comes next; -1 of none
         self._column = ""
         self._path = path
 
@@ -188,7 +188,13 @@ class _Parquet:
 
     def _advance(self) -> None:
         """Read the next rows."""
-        column = next(self._batches).column(0)
+        try:
+            column = next(self._batches).column(0)
+        except StopIteration:
+            raise ImageError(f"{self._path.name} ends before row {self._next}") from None
+        except Exception:
+            self._next = -1  # what comes after it is not known
+            raise
         self._read[self._next] = column.field("bytes") if self.fields(self._column) else column
         self._next += len(column)
         while len(self._read) > 2:

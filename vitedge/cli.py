@@ -20,11 +20,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import vitedge
-from vitedge import cli_bench, cli_run, cli_tune
+from vitedge import cli_bench, cli_report, cli_run, cli_tune
 from vitedge.errors import VitEdgeError
-from vitedge.options import Checkpoint, Images, Json, Model, Preparation, require_other, some_seconds
+from vitedge.options import Checkpoint, Images, Json, Labels, Model, Preparation, Ray, require_other, some_seconds
 from vitedge.specs import MAX_BATCH, to_dict
-from vitedge.terminal import Engine, Terminal, chosen_engine, complete_engine, err, out, print_notes
+from vitedge.terminal import Engine, Terminal, chosen_engine, complete_engine, err, out, print_notes, read_dataset
 from vitedge.workspace import (
     find_graph,
     find_root,
@@ -108,7 +108,10 @@ MergeTokens = Annotated[
 def make(
     model: Model,
     images: Images,
-    judge: Annotated[Path | None, typer.Option(help="Images to measure accuracy on, if not those of --images.")] = None,
+    labels: Labels = None,
+    judge: Annotated[
+        Path | None, typer.Option(help="Images to measure accuracy on, if not those of --images; --labels is then of these.")
+    ] = None,
     checkpoint: Checkpoint = None,
     preprocess: Preparation = None,
     recipe: Annotated[
@@ -136,7 +139,8 @@ def make(
     require_other(json_file, of=[images, judge, checkpoint, preprocess])
     source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens))
     bound = Bound(max_drop, min_sqnr)
-    job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, seconds, bound, backend)
+    recipes = tuple(recipe or ["int8"])
+    job = pipeline.Job(source, images, find_root(), judge, recipes, target, seconds, bound, backend, labels)
     with contextlib.closing(Terminal()) as terminal:
         result = pipeline.make(job, terminal)
     if result.report is None or result.document is None:
@@ -160,14 +164,14 @@ def export(
     checkpoint: Checkpoint = None,
     preprocess: Preparation = None,
     images: Annotated[Path | None, typer.Option(help="Real images to compare ONNX with torch on, besides random ones.")] = None,
+    labels: Labels = None,
     tolerance: Tolerance = 1e-4,
     merge_tokens: MergeTokens = "0",
 ) -> None:
     """Turn a PyTorch model into ONNX with int8 patches as input, and compare the two; then merge tokens, where asked for."""
     from vitedge import pipeline
-    from vitedge.images import list_images
 
-    files = list_images(images) if images else []
+    files = read_dataset(images, labels)
     with contextlib.closing(Terminal()) as terminal:
         source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens))
         path = pipeline.export_step(source, files, find_root() / "engines", terminal)
@@ -178,12 +182,14 @@ def export(
 def calibrate(
     onnx: Annotated[Path, typer.Argument(help="A float ONNX file from `vitedge export`.", show_default=False)],
     images: Images,
+    labels: Labels = None,
     recipe: RecipeName = "int8",
+    ray: Ray = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the scales (JSON).")] = None,
 ) -> None:
     """Find the range of every activation on real images, and write it as a table of scales."""
     from vitedge import pipeline
-    from vitedge.images import list_images
+    from vitedge.cluster import surveying
 
     pipeline.require_compiler()
     from vitedge.compiler import calibrate as compiler
@@ -191,10 +197,13 @@ def calibrate(
     chosen = load_recipe(recipe)
     path = output or find_root() / "calibration" / "scales" / f"{onnx.stem}.{chosen.name}.json"
     require_other(path, of=[onnx, images])
-    with contextlib.closing(Terminal()) as terminal:
+    files = read_dataset(images, labels)
+    with contextlib.ExitStack() as stack:
+        terminal = stack.enter_context(contextlib.closing(Terminal()))
         terminal.begin("calibrate")
+        spread = stack.enter_context(surveying(ray)) if ray else None
         result = compiler.calibrate(
-            onnx, list_images(images), chosen, progress=lambda done, total: terminal.progress(done / total)
+            onnx, files, chosen, progress=lambda done, total: terminal.progress(done / total), spread=spread
         )
         compiler.save_table(result.table, path)
         terminal.end("calibrate", f"{len(result.table.amax)} ranges from {result.table.images} images")
@@ -211,11 +220,11 @@ def quantize(
     images: Annotated[
         Path | None, typer.Option(help="The calibration images, for a recipe that rounds weights by them, as int8 does.")
     ] = None,
+    labels: Labels = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the INT8 ONNX file.")] = None,
 ) -> None:
     """Put explicit symmetric INT8 Q/DQ around every Linear, with the scales of a table."""
     from vitedge import pipeline
-    from vitedge.images import list_images
 
     pipeline.require_compiler()
     from vitedge.compiler.calibrate import load_table
@@ -224,7 +233,7 @@ def quantize(
     table = load_table(scales)
     path = output or onnx.with_name(f"{onnx.stem}.{table.recipe.name}.onnx")
     require_other(path, of=[onnx, scales, images])
-    files = list_images(images) if images else []
+    files = read_dataset(images, labels)
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("quantize")
         count = quantize_file(onnx, table, path, files, progress=lambda done, total: terminal.progress(done / total))
@@ -242,13 +251,13 @@ def build(
     images: Annotated[
         Path | None, typer.Option(help="Real images, to convert the graph to the float type that a GPU is fastest in.")
     ] = None,
+    labels: Labels = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder of engines. \\[default: engines/]")] = None,
 ) -> None:
     """Compile an ONNX file into an engine."""
     from vitedge import pipeline
-    from vitedge.images import list_images
 
-    files = list_images(images) if images else []
+    files = read_dataset(images, labels)
     with contextlib.closing(Terminal()) as terminal:
         folder = pipeline.build_step(
             find_graph(onnx), load_target(target, backend), output or find_root() / "engines", terminal, files
@@ -268,15 +277,15 @@ def pack(
         Path | None,
         typer.Option(help="Real images: up to 64 go along to measure on, and the graphs' float type is converted with them."),
     ] = None,
+    labels: Labels = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A folder or a .tar.gz. \\[default: bundles/MODEL-TARGET.tar.gz]")
     ] = None,
 ) -> None:
     """Bundle all that another machine needs to build and measure the engines with one command."""
     from vitedge import pipeline
-    from vitedge.images import list_images
 
-    chosen, files = load_target(target, backend), list_images(images) if images else []
+    chosen, files = load_target(target, backend), read_dataset(images, labels)
     with contextlib.closing(Terminal()) as terminal:
         found = [find_graph(graph) for graph in graphs]
         if files:
@@ -317,6 +326,9 @@ app.command(epilog="Example: [bold]vitedge bench my-vit/fp32 my-vit/int8 --image
 )
 
 
+app.command(epilog="Example: [bold]vitedge report laptop.json orin.json --budget-ms 5 --png frontier.png[/]")(cli_report.report)
+
+
 @app.command(epilog="Example: [bold]vitedge estimate my-vit/int8.onnx --target orin-nano-super --target agx-orin[/]")
 def estimate(
     onnx: Annotated[Path, typer.Argument(help="An ONNX file made by vitedge, or MODEL/VARIANT.onnx.", show_default=False)],
@@ -346,6 +358,7 @@ def estimate(
 def sensitivity(
     onnx: Annotated[Path, typer.Argument(help="A float ONNX file from `vitedge export`.", show_default=False)],
     images: Images,
+    labels: Labels = None,
     recipe: RecipeName = "int8",
     limit: Annotated[int, typer.Option(min=1, help="How many calibration images to measure on.")] = 16,
     plot: Annotated[Path | None, typer.Option(help="Also draw it: a self-contained HTML file.")] = None,
@@ -354,13 +367,13 @@ def sensitivity(
     """Find which Linears cost accuracy, and what leaving the costliest in floating point gives."""
     from vitedge import pipeline
     from vitedge.bench import costs
-    from vitedge.images import list_images
 
     require_other(plot, json_file, of=[onnx, images])
     if plot:
         costs.require_html(plot)
+    files = read_dataset(images, labels)
     with contextlib.closing(Terminal()) as terminal:
-        analysis = pipeline.sensitivity_step(onnx, list_images(images), load_recipe(recipe), find_root(), limit, terminal)
+        analysis = pipeline.sensitivity_step(onnx, files, load_recipe(recipe), find_root(), limit, terminal)
     out.print(costs.cost_table(analysis))
     out.print()
     out.print(costs.frontier_table(analysis))
@@ -376,6 +389,7 @@ def verify(
     given: Annotated[str, typer.Argument(metavar="THIS", help=f"{SIDE}.", show_default=False, autocompletion=complete_engine)],
     against: Annotated[str, typer.Option(help="The reference: the same choice.", autocompletion=complete_engine)],
     images: Images,
+    labels: Labels = None,
     limit: Annotated[int, typer.Option(min=1, help="How many images are compared, drawn evenly from the labels.")] = 32,
     checkpoint: Checkpoint = None,
     preprocess: Preparation = None,
@@ -386,12 +400,12 @@ def verify(
     from vitedge.bench.sides import open_sides
     from vitedge.bench.verify import check_sqnr
     from vitedge.bench.verify import verify as compare
-    from vitedge.images import list_images, sample
+    from vitedge.images import sample
 
     notes: list[str] = []
     sides = [Path(given), Path(against), find_graph(Path(given)) if given.endswith(".onnx") else None]
     require_other(json_file, of=[*sides, images, checkpoint, preprocess])
-    files = sample(list_images(images), limit, seed=0)
+    files = sample(read_dataset(images, labels), limit, seed=0)
     with contextlib.closing(Terminal()) as terminal:
         terminal.begin("verify")
         with open_sides((given, against), checkpoint, preprocess) as (this, other):

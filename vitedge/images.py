@@ -175,7 +175,7 @@ def read_bytes(file: ImageFile) -> bytes:
 
 
 def images_key(files: Sequence[ImageFile]) -> str:
-    """Changes with the images: a hash of the name, size and label of each, and of the whole content of KEYED of them.
+    """Changes with the images: a hash of the name, size and label of each, and of the whole content of KEYED of them; "" of none.
 
     Not of all content, since that would read everything once more, and sets of millions of images lie on slow disks.
     """
@@ -188,7 +188,7 @@ def images_key(files: Sequence[ImageFile]) -> str:
         if index % max(1, len(files) // KEYED) == 0:
             with suppress(OSError, ImageError):
                 state.update(hashlib.sha256(read_bytes(file)).digest())
-    return state.hexdigest()
+    return state.hexdigest()[:16] if files else ""
 
 
 def jpeg(image: NDArray[np.uint8], side: int, most: int) -> bytes:

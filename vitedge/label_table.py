@@ -19,12 +19,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vitedge.errors import VitEdgeError
-from vitedge.images import ImageFile
+from vitedge.images import ImageFile, is_image
 
 FILE_KEYS = ("file", "file_name", "filename", "image", "image_id", "imageid", "img", "path", "name", "id")
 LABEL_KEYS = ("label", "labels", "class", "class_name", "category", "target", "wnid", "synset", "predictionstring", "cls")
 NESTED = ("labels", "images", "annotations", "data")  # keys of a JSON object under which the table lies
-BOXED = re.compile(r"(n\d{8})( [\d.]+)+$")  # Kaggle's ImageNet: the class, and where in the picture it is
+BOXED = re.compile(r"(n\d{8})\s+\d")  # Kaggle's ImageNet: the class, and where in the picture it is
 DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
 EXAMINED = 1000  # rows that tell which column names the files
 Rows = Sequence[tuple[str, str]]  # what names a file, and its label
@@ -73,8 +73,7 @@ class _Names:
 
     def find(self, name: str) -> int | None:
         """The number of the file that is called so; None of none. A name that several share is a VitEdgeError."""
-        path = PurePosixPath(name.strip().replace("\\", "/"))
-        for form in (str(path), path.name):
+        for form in _forms(name):
             if form in self._indices:
                 if form in self._shared:
                     raise VitEdgeError(f"several images are called {form}", hint="name them by their paths below the folder")
@@ -83,8 +82,13 @@ class _Names:
 
     def known(self, name: str) -> bool:
         """Whether a file, or several, are called so."""
-        path = PurePosixPath(name.strip().replace("\\", "/"))
-        return str(path) in self._indices or path.name in self._indices
+        return any(form in self._indices for form in _forms(name))
+
+
+def _forms(name: str) -> list[str]:
+    """What a table may mean by a name: the whole path, its end, or the same picture in another format."""
+    path = PurePosixPath(name.strip().replace("\\", "/"))
+    return [str(path), path.name, *([path.stem] if is_image(path.name) else [])]
 
 
 def _relative(path: Path, images: Path) -> str:

@@ -16,7 +16,27 @@ Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load: .safetensors, or .pth holding a state dict.")]
 Preparation = Annotated[Path | None, typer.Option("--preprocess", help="TOML: size, mean, std, ... in place of the model's own.")]
 Images = Annotated[
-    Path, typer.Option(help="Folder of real images, searched at any depth; sub-folders are labels.", show_default=False)
+    Path,
+    typer.Option(
+        help="Folder of real images, searched at any depth, sub-folders are labels; or tar or parquet files.",
+        show_default=False,
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Table of labels, CSV or JSON, that goes before the sub-folders; or the column of labels in parquet files. "
+        "\\[default: labels.csv, labels.json, ... in the folder]",
+        show_default=False,
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="Spread the images over Ray workers: `local` for one a core, a number of them, or the address of a cluster.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")]
 

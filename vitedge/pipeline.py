@@ -15,7 +15,8 @@ import importlib.metadata
 import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -33,12 +34,16 @@ from vitedge.backends.build import (
 from vitedge.bench.contenders import MAX_BATCH, Contender, open_contenders
 from vitedge.bench.costs import Analysis
 from vitedge.bench.document import Document, rows_of
+from vitedge.bench.environment import environment
+from vitedge.bench.gate import Gate
 from vitedge.bench.report import write_outputs
 from vitedge.bench.run import Plan, benchmark
 from vitedge.bench.throughput import measure_throughput
 from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
+from vitedge.cluster import judging, on_one_core
+from vitedge.datasets import list_dataset
 from vitedge.errors import AbsentDeviceError, MissingPackageError, VitEdgeError
-from vitedge.images import ImageFile, list_images, sample, stream
+from vitedge.images import ImageFile, images_key, sample, stream
 from vitedge.pack import ARCHIVE, pack
 from vitedge.specs import FLOAT, TOLERANCE, BenchRow, Recipe, Reduction, ScaleTable, Target, Work, reduction_of, to_dict
 from vitedge.workspace import content_key, load_recipe, load_target, sha256, short_path
@@ -94,7 +99,7 @@ class Job:
     images: calibration images. judge: labelled or other images to measure accuracy on; the calibration images if None.
     recipes: one INT8 (or other) engine each, beside the FP32 one. seconds: how long each engine is timed.
     bound: where an INT8 engine misses it, its costliest Linears stay in float; whether it holds at last, `check_bound` says.
-    backend: in place of the target's own.
+    backend: in place of the target's own. labels: a table of the labels of what is judged (see datasets.py).
     """
 
     model: ModelSource
@@ -106,6 +111,7 @@ class Job:
     seconds: float = 3.0
     bound: Bound = dataclasses.field(default_factory=Bound)
     backend: str | None = None
+    labels: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,13 +137,13 @@ def make(job: Job, watcher: Watcher) -> Result:
     if elsewhere and job.bound:
         hint = "set min_sqnr_db in the recipe, which needs no engine; or find out with --target cpu what the bound takes"
         raise VitEdgeError(f"--max-drop and --min-sqnr are held against engines, and {elsewhere}", hint=hint)
-    files = list_images(job.images)
-    judged = list_images(job.judge) if job.judge else files
+    notes: list[str] = []
+    files = list_dataset(job.images, None if job.judge else job.labels, notes)
+    judged = list_dataset(job.judge, job.labels, notes) if job.judge else files
     engines = job.root / "engines"
 
     whole = export_step(job.model.whole, files, engines, watcher)
     model = export_step(job.model, files, engines, watcher) if job.model.reduction else whole
-    notes: list[str] = []
     quantized = [whole, *(quantize_step(model, files, recipe, job.root, watcher, notes) for recipe in recipes)]
     if elsewhere:
         notes.append(f"nothing was measured: {elsewhere}")
@@ -363,18 +369,36 @@ def bench_step(
     *,
     throughput: bool = False,
     notes: Sequence[str] = (),
+    gate: Gate | None = None,
+    ray: str | None = None,
 ) -> Document:
     """Measure engines, ONNX files and torch models side by side; the first is the reference of the others.
 
-    checkpoint, preprocess: of the torch models. notes: to begin those of the document with.
+    checkpoint, preprocess: of the torch models. notes: to begin those of the document with. gate: what it will be held against,
+    so that timings go on until that is decided. ray: the workers that judge the images, see `open_cluster`; times are taken
+    here in any case.
     """
-    told = list(notes)
+    told, most = list(notes), max(MAX_BATCH, *plan.batches)
     watcher.begin("bench")
-    with open_contenders(names, checkpoint, preprocess, max_batch=max(MAX_BATCH, *plan.batches)) as contenders:
-        document = benchmark(contenders, files, plan, notes=told, progress=lambda stage, part: watcher.progress(part, stage))
+    with ExitStack() as stack:
+        contenders = stack.enter_context(open_contenders(names, checkpoint, preprocess, max_batch=most))
+        if gate:
+            settings = [(batch, one.threads, one.streams) for batch in plan.batches for one in plan.settings]
+            found = [contender.name for contender in contenders]
+            told += gate.require_comparable(found, settings, environment(), images_key(files))
+        spread = stack.enter_context(judging(ray, partial(on_one_core, names, checkpoint, preprocess, most))) if ray else None
+        document = benchmark(
+            contenders,
+            files,
+            plan,
+            notes=told,
+            progress=lambda stage, part: watcher.progress(part, stage),
+            undecided=gate.undecided if gate else lambda timed: False,
+            spread=spread,
+        )
         judged = document.finished[0].judged
         images = f"{judged.images} images" if judged else "no images"
-        watcher.end("bench", f"{images}, {plan.seconds:g} s an engine, in turns")
+        watcher.end("bench", f"{images}, {plan.seconds:g} s each, in turns")
         return throughput_step(contenders, files, document, plan.seconds, watcher) if throughput else document
 
 
@@ -385,8 +409,9 @@ def throughput_step(
     watcher.begin("throughput")
     whole = {one.name for one in document.finished}
     folders = {one.name: one.folder for one in contenders if one.folder and one.name in whole}
-    found = dict(zip(folders, measure_throughput(list(folders.values()), files, seconds, watcher.progress), strict=True))
-    ways = ", ".join(f"{one.streams} stream{'' if one.streams == 1 else 's'} of {one.batch:.1f}" for one in found.values())
+    rates = measure_throughput(list(folders.values()), files, seconds, watcher.progress)
+    found = dict(zip(folders, rates, strict=True))
+    ways = ", ".join(f"{one.streams} stream{'' if one.streams == 1 else 's'} of {one.batch:.1f}" for one in rates)
     watcher.end("throughput", f"decoding to answers overlapped, {ways} images a batch")
     candidates = tuple(
         dataclasses.replace(one, sustained_per_s=found[one.name].images_per_s) if one.name in found else one

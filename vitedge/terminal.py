@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from vitedge.workspace import find_engines, known_engines, short_path
+
+if TYPE_CHECKING:
+    from vitedge.images import ImageFile
 
 PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
 ENGINE = "An engine directory, or MODEL/VARIANT for the one below engines/ that was made last, of those that open here"
@@ -79,6 +82,16 @@ def chosen_engine(name: Path) -> Path:
     if folder != newest:
         print_notes([f"{short_path(newest)} is newer, but is for another machine"])
     return folder
+
+
+def read_dataset(images: Path | None, labels: Path | None = None) -> list[ImageFile]:
+    """The images of a data set, [] of none; what is odd about it is said."""
+    from vitedge.datasets import list_dataset
+
+    notes: list[str] = []
+    files = list_dataset(images, labels, notes) if images else []
+    print_notes(notes)
+    return files
 
 
 def print_notes(notes: Sequence[str], most: int = 5) -> None:

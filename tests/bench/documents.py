@@ -25,7 +25,7 @@ def timed(p50_ms: float, *, batch: int = 1, width: float = 0.02, speedup: float 
         "centiles_ms": tuple(map(float, centiles)),
         "jitter_ms": p50_ms / 50,
         "p50": Interval(p50_ms * (1 - width), p50_ms * (1 + width)),
-        "images_per_s": batch * 1000 / p50_ms,
+        "images_per_s": batch * 1000 / p50_ms if p50_ms else 0.0,
         "speedup": speedup,
         "speedup_interval": None if speedup is None else Interval(speedup * (1 - width), speedup * (1 + width)),
     }

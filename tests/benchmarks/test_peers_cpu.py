@@ -60,9 +60,8 @@ def test_pixels_are_normalised_as_torch_gets_them_and_once(subject: Subject) -> 
 def candidate(name: str, ms: float, sqnr_db: float | None, failed: str = "") -> Candidate:
     timed = Timed(1, None, 1, 30, (ms,) * 30, 0, (ms,) * 101, 0.0, Interval(ms, ms), 1000 / ms)
     judged = Judged(4, sqnr_db=sqnr_db, right="ff")
-    return Candidate(
-        name, "vit", "int8", "x", judged=None if failed else judged, timings=() if failed else (timed,), failed=failed
-    )
+    found = Candidate(name, "vit", "int8", "x", judged=judged, timings=(timed,))
+    return replace(found, judged=None, timings=(), failed=failed) if failed else found
 
 
 def test_the_table_shows_ratios_to_ours_the_frontier_and_what_failed() -> None:
@@ -70,11 +69,10 @@ def test_the_table_shows_ratios_to_ours_the_frontier_and_what_failed() -> None:
     found = Document(environment(), (*ones, candidate(peers_cpu.OURS, 20, 30)), "torch")
     ratios = peers_cpu.ratios(found)
     assert ratios["torch"][0] == 4 and ratios["NNCF"][1] <= 1.25 <= ratios["NNCF"][2] and peers_cpu.OURS not in ratios
-    assert set(peers_cpu.on_frontier(found)) == {"torch", peers_cpu.OURS} or peers_cpu.on_frontier(found) == [peers_cpu.OURS]
+    assert set(peers_cpu.on_frontier(found)) == {"torch", peers_cpu.OURS}  # the reference is exact, if slow
     kept = [peers_cpu.stripped(one) for one in found.candidates]
-    assert all(not timed.rounds_ms for one in kept for timed in one.timings) and not any(
-        one.judged and one.judged.right for one in kept
-    )
+    assert not any(timed.rounds_ms for one in kept for timed in one.timings)
+    assert not any(one.judged.right for one in kept if one.judged)
     part = {"ratios": ratios, "frontier": [peers_cpu.OURS], "document": to_dict(replace(found, candidates=tuple(kept)))}
     facts = {"machine": "Cortex-A78", "cores": "6", "int8": "asimddp", "date": "2026-11-23", "command": "python x.py"}
     document = {

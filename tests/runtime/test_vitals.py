@@ -66,7 +66,7 @@ def test_rapl_gives_the_mean_power_of_packages_also_when_its_counter_begins_agai
     for later, energy, watts in ((102.0, 35_000_000, 15.0), (103.0, 5_000_000, 70.0)):
         now[0] = later
         put(package, energy_uj=energy)
-        assert found.read() == [Reading("package-0", "power", pytest.approx(watts))]
+        assert found.read() == [Reading("package-0", "power", pytest.approx(watts), since_last=True)]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links as on Linux")

@@ -66,14 +66,17 @@ class Contender(Protocol):
 class Case:
     """What the parts of one judging have in common; plain data, for workers in other processes.
 
-    those: which of the contenders, the reference first. classes: label -> class index, for each of those. batch: how many
-    images are answered at once. isolate: whether a contender that fails is left out, instead of raising.
+    names: of all contenders. those: which of them are judged, the reference first. classes: label -> class index, for each of
+    those. batch: how many images are answered at once. isolate: whether a contender that fails is left out, instead of raising.
+    part: how many files are judged as one.
     """
 
+    names: tuple[str, ...]
     those: tuple[int, ...]
     classes: tuple[Mapping[str, int], ...]
     batch: int
     isolate: bool
+    part: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +117,11 @@ def judge(
     problems: list[str] = []
     classes = [known_classes(contender.card, files, problems) for contender in contenders]
     batch = min([PART, *(contender.max_batch for contender in contenders)])
+    names = tuple(contender.name for contender in contenders)
     reasons: dict[int, str] = {}
     total = Part(0, {}, {}, {})
     while those := tuple(index for index in range(len(contenders)) if index not in reasons):
-        case = Case(those, tuple(classes[index] for index in those), batch, failed is not None)
+        case = Case(names, those, tuple(classes[index] for index in those), batch, failed is not None, PART)
         parts = spread(case, files) if spread else judge_parts(contenders, case, files)
         total = _total(case, contenders, parts, progress)
         reasons.update(total.failed)
@@ -144,11 +148,11 @@ def judge(
 
 
 def judge_parts(contenders: Sequence[Contender], case: Case, files: Sequence[ImageFile], first: int = 0) -> Iterator[Part]:
-    """Judge `files`, of which the first is number `first` of all, a multiple of PART; gives a Part for every PART of them."""
+    """Judge `files`, of which the first is number `first` of all, a multiple of `case.part`; gives a Part for that many."""
     images = decoded(files)
     failed: dict[int, str] = {}
-    for start in range(0, len(files), PART):
-        count = min(PART, len(files) - start)
+    for start in range(0, len(files), case.part):
+        count = min(case.part, len(files) - start)
         sitting = _Sitting(contenders, case, failed)
         yield sitting.judge(first + start, itertools.islice(images, count))
         if case.those[0] in failed:  # all others were held against what does not count

@@ -18,7 +18,7 @@ from html import escape
 
 from vitedge.bench.document import Confused, LayerTime
 from vitedge.bench.explain import PARTS
-from vitedge.bench.plot import FRAME, GLYPH, HEIGHT, WIDTH, Axis, axis, log_axis
+from vitedge.bench.plot import FRAME, GLYPH, HEIGHT, WIDTH, Axis, axis, log_axis, three
 from vitedge.bench.tables import Line
 
 NAMES, VALUES = 158, 92  # units for what stands left of a ridge, and right of it
@@ -86,7 +86,7 @@ def layer_grid(layers: Sequence[LayerTime]) -> str:
         y = 20 + CELL * (row + 0.5)
         total = sum(layer.ms for block in blocks for layer in cells.get((part, block), ()))
         sides.append(f'<text x="{NAMES - 10}" y="{y:.1f}" dy=".35em" text-anchor="end">{escape(_cut(part, 16))}</text>')
-        sides.append(f'<text x="{WIDTH - VALUES + 10}" y="{y:.1f}" dy=".35em">{total:.3g} ms</text>')
+        sides.append(f'<text x="{WIDTH - VALUES + 10}" y="{y:.1f}" dy=".35em">{three(total)} ms</text>')
     return (
         f'<svg viewBox="0 0 {WIDTH} {24 + CELL * len(parts)}" role="img" aria-label="Time of each part in each block">'
         f'<g class="ticks">{"".join(heads + sides)}</g>{"".join(drawn)}</svg>'
@@ -105,7 +105,7 @@ def type_bar(layers: Sequence[LayerTime]) -> str:
         bars.append(
             f'<rect class="c{_colour(name)}" x="{start:.1f}" y="0" width="{max(0.0, width - 1.5):.1f}" height="12" rx="3"/>'
         )
-        words.append(f'<span class="c{_colour(name)}"><i></i>{escape(name)} {100 * ms / whole:.0f} %</span>')
+        words.append(f'<span class="c{_colour(name)}"><i></i>{escape(name)} {_percent(ms / whole)}</span>')
         start += width
     return (
         f'<svg class="types" viewBox="0 0 {WIDTH} 12" preserveAspectRatio="none" aria-hidden="true">{"".join(bars)}</svg>'
@@ -118,7 +118,7 @@ def confusion_grid(confused: Sequence[Confused], labels: Sequence[str]) -> str:
     counts = {(entry.truth, entry.answer): entry.images for entry in confused}
     most = max(counts.values(), default=1)
     left, top = 120, 86
-    step = min(34.0, (WIDTH - left - 10) / len(labels))
+    step = min(34.0, (WIDTH - left - 36) / len(labels))
     drawn = []
     for truth, label in enumerate(labels):
         y = top + truth * step
@@ -141,7 +141,7 @@ def confusion_grid(confused: Sequence[Confused], labels: Sequence[str]) -> str:
                 middle = f'x="{left + (answer + 0.5) * step - 1:.1f}" y="{y + step / 2 - 1:.1f}"'
                 drawn.append(f'<text{style} {middle} dy=".35em" text-anchor="middle">{images}</text>')
     size = top + step * len(labels) + 4
-    width = left + step * len(labels) + 10
+    width = left + step * len(labels) + 36
     return f'<svg class="confusion" viewBox="0 0 {width:.0f} {size:.0f}" role="img" aria-label="Confusion">{"".join(drawn)}</svg>'
 
 
@@ -169,15 +169,17 @@ def _ridge(line: Line, x: Axis, base: float) -> str:
     first, last = (x.start + (inside[0]) * step, x.start + (inside[-1] + 1) * step) if inside else (x.start, x.start)
     marks = [f'<path class="median" d="M{_clamped(x, line.timed.p50_ms):.1f} {base + 3:.1f}v-{RIDGE + 3}"/>']
     marks.append(f'<path class="tail" d="M{_clamped(x, line.timed.p99_ms):.1f} {base:.1f}v-9"/>')
-    told = escape(f"{line.name}: p50 {line.timed.p50_ms:.3g} ms, p99 {line.timed.p99_ms:.3g} ms, max {line.timed.max_ms:.3g} ms")
-    name = f"{line.mark} {_cut(line.name, 15)}" if line.chosen else _cut(line.name, 16)
+    told = escape(
+        f"{line.title}: p50 {three(line.timed.p50_ms)} ms, p99 {three(line.timed.p99_ms)} ms, max {three(line.timed.max_ms)} ms"
+    )
+    name = f"{line.mark} {_squeezed(line.title, 14)}" if line.chosen else _squeezed(line.title, 15)
     style = ' class="name"' if line.chosen else ""
     return (
         f'<g class="ridge {"c1" if line.chosen else "c0"}"><title>{told}</title>'
         f'<path class="hill" d="M{first:.1f} {base:.1f}{outline}L{last:.1f} {base:.1f}Z"/>'
         f'<path class="base" d="M{x.start} {base:.1f}H{x.end}"/>{"".join(marks)}'
         f'<text{style} x="{NAMES - 10}" y="{base - 8:.1f}" text-anchor="end">{escape(name)}</text>'
-        f'<text x="{WIDTH - VALUES + 8}" y="{base - 8:.1f}">{line.timed.p50_ms:.3g} ms</text></g>'
+        f'<text x="{WIDTH - VALUES + 8}" y="{base - 8:.1f}">{three(line.timed.p50_ms)} ms</text></g>'
     )
 
 
@@ -209,13 +211,14 @@ def _curves(kept: Sequence[Sequence[Line]], x: Axis, y: Axis) -> str:
         at = max(points[-1][1], lowest + 17)
         lowest = at
         dots = "".join(
-            f'<circle class="dot" cx="{px:.1f}" cy="{py:.1f}" r="4"><title>{escape(line.name)}, batch {line.timed.batch}: '
-            f"{line.timed.images_per_s:.4g} images/s</title></circle>"
+            f'<circle class="dot" cx="{px:.1f}" cy="{py:.1f}" r="4"><title>{escape(line.title)}, batch {line.timed.batch}: '
+            f"{three(line.timed.images_per_s)} images/s</title></circle>"
             for (px, py), line in zip(points, curve, strict=True)
         )
         path = "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
-        name = f'<text class="name" x="{points[-1][0] + 10:.1f}" y="{at:.1f}" dy=".35em">{escape(_cut(curve[0].name, 13))}</text>'
-        drawn.append(f'<g class="c{place % CURVES}"><path class="curve" d="{path}"/>{dots}{name}</g>')
+        name = escape(_squeezed(curve[0].title, 13))
+        label = f'<text class="name" x="{points[-1][0] + 10:.1f}" y="{at:.1f}" dy=".35em">{name}</text>'
+        drawn.append(f'<g class="c{place % CURVES}"><path class="curve" d="{path}"/>{dots}{label}</g>')
     return "".join(drawn)
 
 
@@ -223,11 +226,15 @@ def _cell(layers: Sequence[LayerTime], most: float, left: float, top: float, wid
     ms = sum(layer.ms for layer in layers)
     precision = max(layers, key=lambda layer: layer.ms).precision
     types = ", ".join(dict.fromkeys(layer.precision for layer in layers if layer.precision))
-    told = escape(f"{layers[0].block} {layers[0].part}: {ms:.3g} ms, {types}".strip())
+    told = escape(f"{layers[0].block} {layers[0].part}: {three(ms)} ms, {types}".strip())
     return (
         f'<rect class="c{_colour(precision)}" fill-opacity="{0.12 + 0.88 * ms / most:.2f}" x="{left:.1f}" y="{top:.1f}" '
         f'width="{max(1.0, width - 1.5):.1f}" height="{CELL - 2}" rx="2"><title>{told}</title></rect>'
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %"
 
 
 def _colour(precision: str) -> int:
@@ -235,9 +242,14 @@ def _colour(precision: str) -> int:
 
 
 def _block_name(block: str) -> str:
-    """The number of a block alone, as they stand in a row; the start of any other name."""
+    """The number of a block alone, as they stand in a row; of what lies before and behind them the part says enough."""
     tail = block.rpartition(".")[2]
-    return tail if tail.isdigit() else _cut(block, 5)
+    return tail if tail.isdigit() else ""
+
+
+def _squeezed(name: str, most: int) -> str:
+    """A name with its end, in which those of one model differ."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - 1 - most // 2) :]}"
 
 
 def _cut(name: str, most: int) -> str:

@@ -82,6 +82,13 @@ class Contender:
         return self.facts.name
 
     @property
+    def ready_made(self) -> Origin:
+        """Where another process finds it, as it was built for this run, if it was."""
+        if self.folder is None or self.manifest is None:
+            return self.origin
+        return replace(self.origin, given=str(self.folder), runtime=self.manifest.backend)
+
+    @property
     def input(self) -> NDArray[Any]:
         """[max_batch, ...], int8 patches or uint8 pixels, to write rows into. To be asked for anew after a `write`."""
         return self._opened().input
@@ -271,7 +278,8 @@ def _has_compiler() -> bool:
 
 def _facts(card: ModelCard, variant: str, runtime: str) -> Candidate:
     name = f"{card.name}/{variant}@{runtime}"
-    return Candidate(name=name, model=card.name, variant=variant, runtime=runtime, image=card.preprocess.size)
+    size, merged = card.preprocess.size, max(card.merged, default=0)
+    return Candidate(name=name, model=card.name, variant=variant, runtime=runtime, image=size, merged=merged)
 
 
 def _size_mib(folder: Path, files: Sequence[str]) -> float:

@@ -7,6 +7,7 @@ Knows how nothing was measured. Times are in milliseconds, a batch where nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from vitedge.workspace import read_json, write_json
 
 SCHEMA = 1  # of the JSON form; a change that an older reader would misread raises it
 CENTILES = 101  # 0 to 100
+DAMAGED = "write it anew: vitedge bench ENGINE... --images DIR --json FILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +221,28 @@ def load_document(path: Path) -> Document:
         raise VitEdgeError(
             f"{path} has schema {schema}, and this vitedge reads schemas up to {SCHEMA}", hint="pip install -U vitedge"
         )
-    return from_dict(Document, content)
+    try:
+        document = from_dict(Document, content)
+    except VitEdgeError as error:
+        raise VitEdgeError(f"{path} is damaged: {error}", hint=DAMAGED) from error
+    if flaw := _flaw(document):
+        raise VitEdgeError(f"{path} is damaged: {flaw}", hint=DAMAGED)
+    return document
+
+
+def _flaw(document: Document) -> str:
+    """What no benchmark writes, and no reader of one expects; "" where there is nothing of the kind."""
+    names = [one.name for one in document.candidates]
+    if document.reference not in names or len(set(names)) < len(names):
+        return f"its candidates are {', '.join(names) or 'none'}, and the reference is {document.reference!r}"
+    for one in document.candidates:
+        for timed in one.timings:
+            figures = (*timed.centiles_ms, timed.p50.low, timed.p50.high, timed.images_per_s)
+            if len(timed.centiles_ms) != CENTILES or not all(0 <= value < math.inf for value in figures) or timed.batch < 1:
+                return (
+                    f"a timing of {one.name} has {len(timed.centiles_ms)} centiles of {CENTILES}, or values that no clock gives"
+                )
+    return ""
 
 
 def of_batch(candidates: Sequence[Candidate], batch: int) -> list[Candidate]:

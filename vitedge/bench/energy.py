@@ -14,19 +14,20 @@ from pathlib import Path
 
 from vitedge.runtime.vitals import SYS, WHOLE, Reading, Vitals
 
+FIRST_S = 0.01  # until a counter has something to tell; RAPL's moves every millisecond
+
 
 class Meter:
     """Tells the energy that this machine has used. root: in place of /sys. gpus: whether to ask NVML too."""
 
-    def __init__(
-        self, root: Path = SYS, *, gpus: bool = True, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, root: Path = SYS, *, gpus: bool = True, clock: Callable[[], float] = time.perf_counter) -> None:
         self._vitals, self._clock = Vitals(root, gpus=gpus), clock
+        time.sleep(FIRST_S)
         self._last = clock(), self._read()
 
     @property
     def sensors(self) -> tuple[str, ...]:
-        """What it adds up: of counters, from the second time on that it is asked."""
+        """What it adds up."""
         return tuple(self._last[1])
 
     def used_j(self) -> float | None:

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vitedge.bench.document import Candidate, Document, Interval, Judged, Timed
+from vitedge.bench.proportions import Z, proportion
 from vitedge.errors import VitEdgeError
 
 Measure = Literal["top1", "agreement", "sqnr_db", "none"]
 MEASURES: tuple[Measure, ...] = ("top1", "agreement", "sqnr_db")
-Z = 1.959964  # standard errors on either side that hold 95 %
 WANTED = {"top1": 0.5, "agreement": 2.0}  # points that may be lost where nobody says how many
 WANTED_DB = 20.0  # an error of 1 % of the signal's power, likewise
 UNITS = {"top1": "top-1", "agreement": "agreement"}
@@ -52,8 +52,8 @@ class Point:
 
     @property
     def drop(self) -> float | None:
-        """Points of top-1, else of agreement, lost against the reference; None where neither is known."""
-        return drop_of(self.document, self.candidate)
+        """Points of top-1, or of agreement if that is the measure, lost against the reference; None where neither is known."""
+        return 100 - self.accuracy if self.measure == "agreement" else drop_of(self.document, self.candidate)
 
     @property
     def spread(self) -> Interval:
@@ -62,8 +62,8 @@ class Point:
         if judged is None or self.measure in ("sqnr_db", "none") or (self.is_reference and self.measure == "agreement"):
             return Interval(self.accuracy, self.accuracy)
         if self.measure == "top1":
-            return judged.top1_interval or _wilson(self.accuracy, judged.labelled)
-        return _wilson(self.accuracy, judged.images)
+            return judged.top1_interval or _share(self.accuracy, judged.labelled)
+        return _share(self.accuracy, judged.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,11 @@ class Choice:
     document: Document
     budget_ms: float | None = None
     max_drop: float | None = None
+
+
+def is_choice(choice: Choice, candidate: Candidate, timed: Timed) -> bool:
+    """Whether it is this timing that was chosen, also where the document got another note since."""
+    return timed is choice.timed and candidate.name == choice.candidate.name
 
 
 def locate(documents: Sequence[Document], batch: int | None = None) -> list[Point]:
@@ -147,11 +152,11 @@ def machine_names(documents: Sequence[Document]) -> list[str]:
 
 
 def setting(timed: Timed, documents: Sequence[Document]) -> str:
-    """The threads and streams of a timing in words, "" where all timings have the same."""
+    """The threads of a timing in words, where there are several, and its streams, if more than one."""
     all_timed = [one for document in documents for candidate in document.finished for one in candidate.timings]
     threads = "all threads" if timed.threads is None else f"{timed.threads} thread{'' if timed.threads == 1 else 's'}"
     streams = f"{timed.streams} stream{'' if timed.streams == 1 else 's'}"
-    several = (len({one.threads for one in all_timed}) > 1, len({one.streams for one in all_timed}) > 1)
+    several = (len({one.threads for one in all_timed}) > 1, timed.streams > 1)
     return ", ".join(text for text, shown in zip((threads, streams), several, strict=True) if shown)
 
 
@@ -246,14 +251,9 @@ def _lost_interval(point: Point) -> Interval | None:
     return Interval(0.0, 0.0) if point.is_reference else point.candidate.judged.drop_interval
 
 
-def _wilson(percent: float, images: int) -> Interval:
-    """Wilson's interval (1927) of a share of `images`, in percent."""
-    if not images:
-        return Interval(percent, percent)
-    share, weight = percent / 100, Z * Z / images
-    middle = (share + weight / 2) / (1 + weight)
-    half = Z * math.sqrt(share * (1 - share) / images + weight / images / 4) / (1 + weight)
-    return Interval(100 * (middle - half), 100 * (middle + half))
+def _share(percent: float, images: int) -> Interval:
+    """Where a share lies that was found on `images`, in percent; the share itself where there are none."""
+    return proportion(round(percent * images / 100), images) or Interval(percent, percent)
 
 
 def _check_limits(budget_ms: float | None, max_drop: float | None, points: Sequence[Point]) -> None:

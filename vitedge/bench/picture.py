@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from vitedge.bench.document import Document
-from vitedge.bench.frontier import Choice, locate
-from vitedge.bench.scatter import LABELLED, TITLES, WIDE, group_of, groups_of, heights_of
+from vitedge.bench.frontier import Choice, Point, locate
+from vitedge.bench.plot import FRAME, HEIGHT, WIDTH
+from vitedge.bench.scatter import ALL, TITLES, Layout, Mark, groups_of, lay_out, limit_text
 from vitedge.bench.tables import display_names
 from vitedge.errors import VitEdgeError, import_package
 from vitedge.workspace import write_file
 
 COLOURS = ("#2563eb", "#d9690a", "#0a8a5f", "#9333ea", "#db2777")
 SHAPES = "os^D"
+SIDES = {"start": "left", "middle": "center", "end": "right"}
+SOFT, GRID, LINE, BAD = "#5d687a", "#e7eaef", "#94a3b8", "#c02626"
+INCH, DPI, SIZE = 70, 200, 7.5  # units and dots an inch, points of text
+LEGEND = 26  # units below the plot
 
 
 def write_png(path: Path, documents: Sequence[Document], choice: Choice | None = None) -> None:
@@ -24,57 +29,74 @@ def write_png(path: Path, documents: Sequence[Document], choice: Choice | None =
     points = locate(documents)
     if not points:
         raise VitEdgeError("nothing was timed to its end, so there is no frontier to draw", hint="see why the candidates failed")
-    figure = figures.Figure(figsize=(8, 5), dpi=200, layout="constrained")
-    axes = figure.add_subplot()
-    _draw(axes, documents, choice)
+    figure = figures.Figure(figsize=(WIDTH / INCH, (HEIGHT + LEGEND) / INCH), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, WIDTH), ylim=(HEIGHT + LEGEND, 0))
+    axes.axis("off")
+    found = lay_out(points, display_names(documents), choice)
+    _draw_frame(axes, found, points)
+    for mark in found.marks:
+        _draw_mark(axes, mark)
     data = io.BytesIO()
     figure.savefig(data, format="png", metadata={"Software": "vitedge"})
     write_file(path, data.getvalue())
 
 
-def _draw(axes: Any, documents: Sequence[Document], choice: Choice | None) -> None:
-    points, names = locate(documents), display_names(documents)
-    values, spreads = heights_of(points)
-    for document in documents:
-        row = [(p.timed.p50_ms, v) for p, v in zip(points, values, strict=True) if p.document is document and p.frontier]
-        axes.step(*zip(*sorted(row), strict=True), where="post", color="#94a3b8", linewidth=1, zorder=1)
-    for point, value, spread in zip(points, values, spreads, strict=True):
-        group = group_of(point, points)
-        colour, p50 = COLOURS[group % len(COLOURS)], point.timed.p50
-        x = point.timed.p50_ms
-        axes.hlines(value, p50.low, p50.high, color=colour, alpha=0.35, linewidth=2)
-        axes.vlines(x, spread.low, spread.high, color=colour, alpha=0.35, linewidth=2)
-        face = colour if point.frontier else "white"
-        chosen = choice is not None and point.timed is choice.timed and point.candidate.name == choice.candidate.name
-        axes.scatter([x], [value], s=90 if chosen else 45, marker=SHAPES[group % 4], color=face, edgecolors=colour, zorder=3)
-        if len(points) <= LABELLED or point.frontier or chosen:
-            label = names[point.candidate.name].replace("$", r"\$")
-            weight = "bold" if chosen else "normal"
-            axes.annotate(label, (x, value), (7, 5), textcoords="offset points", fontsize=8, color=colour, weight=weight)
-    _frame(axes, documents, choice)
-
-
-def _frame(axes: Any, documents: Sequence[Document], choice: Choice | None) -> None:
-    """Axes, limits, legend."""
-    points = locate(documents)
+def _draw_frame(axes: Any, found: Layout, points: Sequence[Point]) -> None:
+    """Grid, ticks, titles, frontiers, limits, and the legend where there are several groups."""
     title, unit = TITLES[points[0].measure]
+    for at, text in found.x_ticks:
+        axes.plot([at, at], [FRAME.top, FRAME.bottom], color=GRID, linewidth=0.8, zorder=0)
+        axes.text(at, FRAME.bottom + 14, text, color=SOFT, fontsize=SIZE, ha="center", va="center")
+    for at, text in found.y_ticks:
+        axes.plot([FRAME.left, FRAME.right], [at, at], color=GRID, linewidth=0.8, zorder=0)
+        axes.text(FRAME.left - 9, at, text, color=SOFT, fontsize=SIZE, ha="right", va="center")
+    axes.text(FRAME.left, 11, f"{title}, {unit}", fontsize=SIZE + 1, weight="bold", va="center")
     batch = "one image" if points[0].timed.batch == 1 else f"a batch of {points[0].timed.batch}"
-    axes.set_xlabel(f"median latency of {batch}, ms")
-    axes.set_ylabel(f"{title}, {unit}")
-    if points[-1].timed.p50_ms > WIDE * points[0].timed.p50_ms > 0:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-    else:
-        axes.set_xlim(left=0)
-    axes.margins(x=0.12, y=0.12)
-    if choice and choice.budget_ms is not None:
-        axes.axvline(choice.budget_ms, color="#c02626", linestyle="--", linewidth=1)
+    axes.text(FRAME.right, HEIGHT - 12, f"median latency of {batch}, ms", color=SOFT, fontsize=SIZE, ha="right", va="center")
+    for corners, group in found.fronts:
+        wide = {"color": GRID, "linewidth": 5, "zorder": 0} if group == ALL else {"color": LINE, "linewidth": 1, "zorder": 1}
+        axes.plot(*zip(*corners, strict=True), **wide)
+    for limit in found.limits:
+        ends = ([limit.at] * 2, [FRAME.top, FRAME.bottom]) if limit.upright else ([FRAME.left, FRAME.right], [limit.at] * 2)
+        axes.plot(*ends, color=BAD, linestyle="--", linewidth=1)
+        x, y, anchor = limit_text(limit)
+        axes.text(x, y, limit.text, color=BAD, fontsize=SIZE, ha=SIDES[anchor], va="center")
     groups = groups_of(points)
+    step = (FRAME.right - FRAME.left) / len(groups)
     for place, name in enumerate(groups if len(groups) > 1 else []):
-        label = name.replace("$", r"\$")
-        axes.scatter([], [], marker=SHAPES[place % 4], color=COLOURS[place % len(COLOURS)], label=label)
-    if len(groups) > 1:
-        axes.legend(loc="lower right", fontsize=8, frameon=False)
-    axes.grid(color="#e7eaef", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+        x, y = FRAME.left + place * step, HEIGHT + LEGEND / 2 - 4
+        axes.scatter([x + 6], [y], marker=SHAPES[place % 4], color=COLOURS[place % len(COLOURS)], s=28)
+        axes.text(x + 16, y, _plain(name, int(step / 6)), fontsize=SIZE, va="center")
+
+
+def _draw_mark(axes: Any, mark: Mark) -> None:
+    """Bars, ring, point and label."""
+    colour = COLOURS[mark.group % len(COLOURS)]
+    axes.plot(mark.across, [mark.y] * 2, color=colour, alpha=0.3, linewidth=1.6)
+    axes.plot([mark.x] * 2, mark.along, color=colour, alpha=0.3, linewidth=1.6)
+    faces = {"on": colour, "off": "white", "maybe": _pale(colour)}
+    if mark.chosen:
+        axes.scatter([mark.x], [mark.y], s=190, facecolors="none", edgecolors=colour, linewidths=1.2, zorder=3)
+    axes.scatter([mark.x], [mark.y], s=46, marker=SHAPES[mark.group % 4], color=faces[mark.state], edgecolors=colour, zorder=4)
+    label = mark.label
+    if label is None:
+        return
+    if label.leader:
+        axes.plot([mark.x, label.leader[0]], [mark.y, label.leader[1]], color=LINE, linewidth=0.7, zorder=2)
+    for row, text in enumerate(label.texts):
+        weight = "bold" if row == 0 and (mark.chosen or mark.point.frontier) else "normal"
+        axes.text(
+            label.x, label.y + row * label.step * 0.8, _plain(text, 40), color=colour if row == 0 else "#12151c",
+            fontsize=SIZE, weight=weight, ha=SIDES[label.anchor], va="center", zorder=5,
+        )  # fmt: skip
+
+
+def _plain(text: str, most: int) -> str:
+    """Text that Matplotlib does not take for mathematics."""
+    return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
+
+
+def _pale(colour: str) -> str:
+    """Halfway from a colour to white."""
+    return "#" + "".join(f"{(int(colour[at : at + 2], 16) + 255) // 2:02x}" for at in (1, 3, 5))

@@ -1,4 +1,4 @@
-"""The geometry of a plot: axes with ticks at round values, and where the labels of its points may stand.
+"""The geometry of a plot: axes with ticks at round values, where the labels of its points may stand, and numbers in short.
 
 Knows nothing of what is plotted.
 """
@@ -51,18 +51,22 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Box:
+    """A rectangle, in units from the upper left."""
+
     left: float
     top: float
     right: float
     bottom: float
 
     def overlap(self, other: Box) -> float:
+        """The area that two share."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, width) * max(0.0, height)
 
     @property
     def area(self) -> float:
+        """Its area, in units squared."""
         return (self.right - self.left) * (self.bottom - self.top)
 
 
@@ -82,16 +86,28 @@ def log_axis(low: float, high: float, start: float, end: float) -> Axis:
 
 
 def places(x: float, y: float, texts: Sequence[str]) -> list[tuple[Box, str]]:
-    """Where the lines of a label of a point may stand, best first: beside it, above, below, in the corners."""
+    """Where the lines of a label of a point may stand, best first: beside it, above, below, in the corners, further off."""
     width, height = max(map(len, texts)) * GLYPH, len(texts) * LINE
     spots = [
         (x + 14, y - height / 2, "start"),
         (x - 14 - width, y - height / 2, "end"),
-        (x - width / 2, y - 12 - height, "middle"),
-        (x - width / 2, y + 12, "middle"),
-        (x + 6, y - 10 - height, "start"),
-        (x + 6, y + 10, "start"),
-        (x - 6 - width, y - 10 - height, "end"),
-        (x - 6 - width, y + 10, "end"),
+        (x - width / 2, y - 11 - height, "middle"),
+        (x - width / 2, y + 11, "middle"),
+        (x + 7, y - 9 - height, "start"),
+        (x + 7, y + 9, "start"),
+        (x - 7 - width, y - 9 - height, "end"),
+        (x - 7 - width, y + 9, "end"),
     ]
+    for far in (24, 46, 68, 90):
+        spots += [(x - width / 2, y - far - height, "middle"), (x - width / 2, y + far, "middle")]
+        spots += [(x + 4, y - far - height, "start"), (x + 4, y + far, "start")]
+        spots += [(x - 4 - width, y - far - height, "end"), (x - 4 - width, y + far, "end")]
     return [(Box(left, top, left + width, top + height), anchor) for left, top, anchor in spots]
+
+
+def three(value: float) -> str:
+    """A number with three digits that count, all those before the point, and no exponent."""
+    if not math.isfinite(value):
+        return f"{value}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{min(digits, 9)}f}"

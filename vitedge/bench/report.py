@@ -15,8 +15,9 @@ from pathlib import Path
 
 from vitedge.bench import sections, tables
 from vitedge.bench.document import Candidate, Document, Judged, Timed
-from vitedge.bench.frontier import Choice, Point, choose, common_batch, drop_of, locate, machine_names
+from vitedge.bench.frontier import Choice, Point, choose, common_batch, drop_of, is_choice, locate, machine_names
 from vitedge.bench.page import page
+from vitedge.bench.plot import three
 from vitedge.bench.scatter import accuracy_text, scatter
 from vitedge.bench.tables import csv_text, display_names, lines
 from vitedge.errors import VitEdgeError
@@ -99,9 +100,8 @@ def html(documents: Sequence[Document], choice: Choice | None = None) -> str:
     notes = [*mismatches(documents), *(note for document in documents for note in beaten(document))]
     parts = [
         _hero(documents, points, choice),
-        sections.measurements(shown, documents),
-        sections.latencies(narrow),
-        sections.batches(shown),
+        sections.measurements(shown, narrow, documents),
+        sections.speeds(shown, narrow),
         sections.layers(shown),
         sections.mistakes(shown),
         sections.remarks(documents, notes),
@@ -132,7 +132,8 @@ def _hero(documents: Sequence[Document], points: Sequence[Point], choice: Choice
         return f'<section>{eyebrow}{head}{why}<div class="columns">{plot}{tiles}</div></section>'
     chosen = [_choice_of(document, choice) for document in documents]
     head = f"<h1>{escape(_together(chosen, documents))}</h1>"
-    return f'<section>{eyebrow}{head}{why}{plot}<div class="ship">{_cards(documents, chosen)}</div></section>'
+    cards = f'<div class="tiles ship">{_cards(documents, chosen)}</div>'
+    return f'<section>{eyebrow}{head}{why}<div class="columns">{plot}{cards}</div></section>'
 
 
 def _clauses(document: Document, choice: Choice) -> tuple[str, str]:
@@ -190,12 +191,12 @@ def _tiles(document: Document, choice: Choice) -> str:
     """The choice's figures, each with the reference's below."""
     best, reference, timed = choice.candidate, document.candidate(document.reference), choice.timed
     base = next((one for one in reference.timings if _setting(one) == _setting(timed)), None)
-    point = next(p for p in locate([document], timed.batch) if p.timed is timed and p.candidate.name == best.name)
+    point = next(p for p in locate([document], timed.batch) if is_choice(choice, p.candidate, p.timed))
     other = next((p for p in locate([document], timed.batch) if p.candidate.name == reference.name), None)
     figures: list[tuple[str, str, str, str]] = [
         ("Latency, median", f"{timed.p50_ms:.2f}", "ms", f"{base.p50_ms:.2f} ms" if base else ""),
-        ("Throughput", f"{timed.images_per_s:,.3g}" if timed.images_per_s < 1000 else f"{timed.images_per_s:,.0f}", "images/s",
-         f"{base.images_per_s:,.0f}" if base else ""),
+        ("Throughput", three(timed.images_per_s), "images/s",
+         three(base.images_per_s) if base else ""),
         ("Size on disk", f"{best.size_mib:.1f}", "MiB", f"{reference.size_mib:.1f} MiB" if reference.size_mib else ""),
     ]  # fmt: skip
     if point.measure != "none":
@@ -204,7 +205,7 @@ def _tiles(document: Document, choice: Choice) -> str:
         figures.append((titles[point.measure], value, unit, accuracy_text(other) if other else ""))
     if timed.energy_mj is not None:
         figures.append(
-            ("Energy", f"{timed.energy_mj:.3g}", "mJ/image", f"{base.energy_mj:.3g} mJ" if base and base.energy_mj else "")
+            ("Energy", three(timed.energy_mj), "mJ/image", f"{three(base.energy_mj)} mJ" if base and base.energy_mj else "")
         )
     below = display_names([document])[reference.name]
     return "".join(_tile(title, value, unit, f"{below}: {old}" if old and best is not reference else "")

@@ -1,25 +1,30 @@
 """The points of a frontier in, accuracy against latency out: SVG with its caption, as HTML without outside assets.
 
-    [Point, ...]  ->  groups, axes  ->  lines, bars, points  ->  labels where they hide least  ->  scatter
+    [Point, ...]  ->  lay_out  ->  Layout: axes, marks, labels where they hide least, in units  ->  scatter
 
 Points of a machine have its colour and shape, or of a runtime where there is one machine. Knows nothing of the page around it,
-which gives the classes used here (`grid`, `point`, `c0` ...) their looks.
+which gives the classes used here (`grid`, `point`, `c0` ...) their looks; picture.py draws the same layout.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from vitedge.bench.document import Candidate, Document, Interval
-from vitedge.bench.frontier import Choice, Measure, Point, machine_names
-from vitedge.bench.plot import FRAME, HEIGHT, WIDTH, Axis, Box, axis, log_axis, places
+from vitedge.bench.frontier import Choice, Measure, Point, is_choice, machine_names, setting
+from vitedge.bench.plot import FRAME, GLYPH, HEIGHT, LINE, WIDTH, Axis, Box, axis, log_axis, places, three
 
-LABELLED = 12  # points that all get a label; of more, those on the frontier do
+LABELLED = 14  # points that all get a label if there is room; of more, those on the frontier do
+FEW = 4  # points that get their figures, too, and always a label
+LONGEST = 26  # letters of a label
+HIDDEN = 0.5  # part of a label's area that it may hide
 WIDE = 6.0  # times the fastest latency, from which on the axis is logarithmic
 COLOURS = 5
+ALL = -1  # the group of the frontier of all machines
 TITLES: dict[Measure, tuple[str, str]] = {
     "top1": ("Top-1 accuracy", "%"),
     "agreement": ("Agreement with the reference", "%"),
@@ -29,8 +34,23 @@ TITLES: dict[Measure, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Label:
+    """Lines of text beside a point. x, y: of the first line's middle. step: from line to line. anchor: as SVG has it.
+
+    leader: from the point to the label, where that is not beside it.
+    """
+
+    texts: tuple[str, ...]
+    x: float
+    y: float
+    step: float
+    anchor: str
+    leader: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
-    """A point where it is drawn: its units, and where its bars end, its place among the groups, and what is written beside it."""
+    """A point where it is drawn: its units, the ends of its bars, its place among the groups, and what is written beside it."""
 
     point: Point
     name: str
@@ -40,11 +60,37 @@ class Mark:
     across: tuple[float, float]
     along: tuple[float, float]
     chosen: bool
+    label: Label | None = None
 
     @property
     def figures(self) -> str:
         """Latency and accuracy."""
-        return f"{self.point.timed.p50_ms:.3g} ms · {accuracy_text(self.point)}"
+        return f"{three(self.point.timed.p50_ms)} ms · {accuracy_text(self.point)}"
+
+    @property
+    def state(self) -> str:
+        """Its place: "on" the frontier, "off" it, or "maybe"."""
+        return ("on" if self.point.frontier else "off") if self.point.certain else "maybe"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A line that the choice was made by, upright or level, and what is written at it."""
+
+    at: float
+    upright: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All that is drawn, in units from the upper left. ticks: position and text. fronts: corners and group, or ALL."""
+
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    marks: list[Mark]
+    fronts: list[tuple[list[tuple[float, float]], int]]
+    limits: list[Limit]
 
 
 def accuracy_text(point: Point) -> str:
@@ -77,41 +123,47 @@ def heights_of(points: Sequence[Point]) -> tuple[list[float], list[Interval]]:
     return values, [_against_reference(point, value) for point, value in zip(points, values, strict=True)]
 
 
-def scatter(points: Sequence[Point], names: Mapping[str, str], choice: Choice | None = None) -> str:
-    """Median latency to the right, accuracy upwards; the frontier of each machine is joined.
-
-    names: what to call each candidate. choice: is ringed, and its limits are drawn.
-    """
-    x, y, marks = _drawn(points, names, choice)
-    measure = points[0].measure
-    title, unit = TITLES[measure]
-    ends = (0.0, 100.0) if unit == "%" else (-math.inf, math.inf)
-    upwards = [] if measure == "none" else y.ticks(*ends)
-    grid = [f'<path d="M{at:.1f} {FRAME.top}V{FRAME.bottom}"/>' for at, _ in x.ticks()]
-    grid += [f'<path d="M{FRAME.left} {at:.1f}H{FRAME.right}"/>' for at, _ in upwards]
-    ticks = [f'<text x="{at:.1f}" y="{FRAME.bottom + 20}" text-anchor="middle">{text}</text>' for at, text in x.ticks()]
-    ticks += [f'<text x="{FRAME.left - 9}" y="{at:.1f}" dy=".35em" text-anchor="end">{text}</text>' for at, text in upwards]
-    return (
-        f"<figcaption><b>{title}, {unit}</b><span>up and to the left is better</span></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} against latency, {len(points)} points">'
-        f'<g class="grid">{"".join(grid)}</g><g class="ticks">{"".join(ticks)}</g>'
-        f"{_limits(choice, points, x, y)}{_fronts(marks)}{_marks(marks)}</svg>"
-        f"{_legend(points)}"
-    )
-
-
-def _drawn(points: Sequence[Point], names: Mapping[str, str], choice: Choice | None) -> tuple[Axis, Axis, list[Mark]]:
+def lay_out(points: Sequence[Point], names: Mapping[str, str], choice: Choice | None = None) -> Layout:
+    """Where everything stands: median latency to the right, accuracy upwards. names: what to call each candidate."""
     values, spreads = heights_of(points)
     x, y = _latency_axis(points, choice), _accuracy_axis(values, spreads)
     marks = [
         Mark(
-            point, names[point.candidate.name], group_of(point, points), x.at(point.timed.p50_ms), y.at(value),
+            point, _name(point, points, names), group_of(point, points), x.at(point.timed.p50_ms), y.at(value),
             (x.at(point.timed.p50.low), x.at(point.timed.p50.high)), (y.at(spread.low), y.at(spread.high)),
-            choice is not None and point.timed is choice.timed and point.candidate.name == choice.candidate.name,
+            choice is not None and is_choice(choice, point.candidate, point.timed),
         )
         for point, value, spread in zip(points, values, spreads, strict=True)
     ]  # fmt: skip
-    return x, y, marks
+    measure = points[0].measure
+    ends = (0.0, 100.0) if TITLES[measure][1] == "%" else (-math.inf, math.inf)
+    upwards = [] if measure == "none" else y.ticks(*ends)
+    fronts, limits = _fronts(marks), _limits(choice, points, x, y)
+    return Layout(x.ticks(), upwards, _labelled(marks, fronts, limits), fronts, limits)
+
+
+def scatter(points: Sequence[Point], names: Mapping[str, str], choice: Choice | None = None) -> str:
+    """The plot and its caption; the frontier of each machine is joined, the choice is ringed, its limits are drawn."""
+    found = lay_out(points, names, choice)
+    title, unit = TITLES[points[0].measure]
+    grid = [f'<path d="M{at:.1f} {FRAME.top}V{FRAME.bottom}"/>' for at, _ in found.x_ticks]
+    grid += [f'<path d="M{FRAME.left} {at:.1f}H{FRAME.right}"/>' for at, _ in found.y_ticks]
+    ticks = [f'<text x="{at:.1f}" y="{FRAME.bottom + 20}" text-anchor="middle">{text}</text>' for at, text in found.x_ticks]
+    ticks += [f'<text x="{FRAME.left - 9}" y="{at:.1f}" dy=".35em" text-anchor="end">{text}</text>' for at, text in found.y_ticks]
+    marks = "".join(map(_drawing, sorted(found.marks, key=lambda mark: (mark.chosen, mark.point.frontier))))
+    labels = "".join(_label_drawing(mark) for mark in found.marks)
+    return (
+        f"<figcaption><b>{title}, {unit}</b><span>up and to the left is better</span></figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} against latency, {len(points)} points">'
+        f'<g class="grid">{"".join(grid)}</g><g class="ticks">{"".join(ticks)}</g>'
+        f"{_front_drawing(found)}{_limit_drawing(found.limits)}{marks}{labels}</svg>{_legend(points)}"
+    )
+
+
+def _name(point: Point, points: Sequence[Point], names: Mapping[str, str]) -> str:
+    """A candidate's name, with threads and streams where they were swept."""
+    documents = list({id(one.document): one.document for one in points}.values())
+    return ", ".join(filter(None, (names[point.candidate.name], setting(point.timed, documents))))
 
 
 def _against_reference(point: Point, value: float) -> Interval:
@@ -141,62 +193,144 @@ def _accuracy_axis(values: Sequence[float], spreads: Sequence[Interval]) -> Axis
     return axis(middle - 0.68 * spread, middle + 0.68 * spread, FRAME.bottom, FRAME.top)
 
 
-def _limits(choice: Choice | None, points: Sequence[Point], x: Axis, y: Axis) -> str:
-    """The budget and the largest drop as lines, where they lie in the frame."""
-    parts = []
+def _limits(choice: Choice | None, points: Sequence[Point], x: Axis, y: Axis) -> list[Limit]:
+    """The budget and the largest drop, where they lie in the frame."""
+    found = []
     if choice and choice.budget_ms is not None:
-        at = x.at(choice.budget_ms)
-        parts.append(f'<path d="M{at:.1f} {FRAME.top}V{FRAME.bottom}"/>')
-        side, gap = ("end", -6) if at > WIDTH / 2 else ("start", 6)
-        text = f"budget {choice.budget_ms:g} ms"
-        parts.append(f'<text x="{at + gap:.1f}" y="{FRAME.top + 4:.1f}" text-anchor="{side}">{text}</text>')
+        found.append(Limit(x.at(choice.budget_ms), True, f"budget {choice.budget_ms:g} ms"))
     reference = next((point for point in points if point.is_reference), None)
     one_machine = len({id(point.document) for point in points}) == 1
     if choice and choice.max_drop is not None and reference and one_machine and reference.measure in ("top1", "agreement"):
         at = y.at(reference.accuracy - choice.max_drop)
         if FRAME.top <= at <= FRAME.bottom:
-            text = f"{choice.max_drop:g} points lost"
-            parts.append(f'<path d="M{FRAME.left} {at:.1f}H{FRAME.right}"/>')
-            parts.append(f'<text x="{FRAME.right}" y="{at + 15:.1f}" text-anchor="end">{text}</text>')
+            found.append(Limit(at, False, f"{choice.max_drop:g} point{'' if choice.max_drop == 1 else 's'} lost"))
+    return found
+
+
+def _fronts(marks: Sequence[Mark]) -> list[tuple[list[tuple[float, float]], int]]:
+    """The corners of the frontier of each machine, and of all: what accuracy is to be had at each latency, as steps."""
+    documents = {id(mark.point.document): mark.point.document for mark in marks}.values()
+    rows = [[mark for mark in marks if mark.point.document is one and mark.point.frontier] for one in documents]
+    groups = [row[0].group for row in rows if row]
+    if len(rows) > 1:
+        rows, groups = [*rows, [mark for mark in marks if mark.point.overall]], [*groups, ALL]
+    return [(_steps(row), group) for row, group in zip(filter(None, rows), groups, strict=True) if len(row) > 1]
+
+
+def _steps(row: Sequence[Mark]) -> list[tuple[float, float]]:
+    ordered = sorted(row, key=lambda mark: mark.x)
+    corners = [corner for old, new in itertools.pairwise(ordered) for corner in ((new.x, old.y), (new.x, new.y))]
+    return [(ordered[0].x, ordered[0].y), *corners]
+
+
+def _labelled(
+    marks: Sequence[Mark], fronts: Sequence[tuple[list[tuple[float, float]], int]], limits: Sequence[Limit]
+) -> list[Mark]:
+    """The marks with labels where they hide least, those that matter most first; one that matters little may have none."""
+    taken = [(Box(m.x - 9, m.y - 9, m.x + 9, m.y + 9), 3.0) for m in marks]
+    taken += [(Box(m.x - 3, m.along[1], m.x + 3, m.along[0]), 0.5) for m in marks]
+    for corners, _ in fronts:
+        taken += [(_segment(a, b), 1.5) for a, b in itertools.pairwise(corners)]
+    for limit in limits:
+        line = Box(limit.at - 2, FRAME.top, limit.at + 2, FRAME.bottom) if limit.upright else None
+        taken.append((line or Box(FRAME.left, limit.at - 2, FRAME.right, limit.at + 2), 1.0))
+        taken.append((_limit_box(limit), 3.0))
+    labels: dict[int, Label | None] = {}
+    for mark in sorted(marks, key=lambda one: (not one.chosen, not one.point.is_reference, not one.point.frontier)):
+        needed = mark.chosen or mark.point.is_reference
+        if needed or len(marks) <= LABELLED or mark.point.frontier:
+            labels[id(mark)] = _label(mark, taken, len(marks) <= FEW, needed or len(marks) <= FEW)
+    return [replace(mark, label=labels.get(id(mark))) for mark in marks]
+
+
+def _segment(a: tuple[float, float], b: tuple[float, float]) -> Box:
+    return Box(min(a[0], b[0]) - 2, min(a[1], b[1]) - 2, max(a[0], b[0]) + 2, max(a[1], b[1]) + 2)
+
+
+def _label(mark: Mark, taken: list[tuple[Box, float]], figures: bool, needed: bool) -> Label | None:
+    """What is written beside a point; the room that it takes is added to `taken`. None where it would hide too much."""
+    name = mark.name if len(mark.name) <= LONGEST else mark.name[: LONGEST - 1] + "…"
+    texts = (name, mark.figures) if figures or mark.chosen else (name,)
+    options = places(mark.x, mark.y, texts)
+    costs = [_cost(box, taken) + box.area * 0.01 * place for place, (box, _) in enumerate(options)]
+    best = costs.index(min(costs))
+    box, anchor = options[best]
+    if not needed and costs[best] > HIDDEN * box.area:
+        return None
+    taken.append((box, 3.0))
+    step = (box.bottom - box.top) / len(texts)
+    x = {"start": box.left, "middle": (box.left + box.right) / 2, "end": box.right}[anchor]
+    below = box.top > mark.y
+    far = box.top - mark.y > 15 or mark.y - box.bottom > 15
+    leader = (min(max(mark.x, box.left), box.right), box.top + 2 if below else box.bottom - 2) if far else None
+    return Label(texts, x, box.top + step / 2, step, anchor, leader)
+
+
+def _cost(box: Box, taken: Sequence[tuple[Box, float]]) -> float:
+    """The area hidden by a label, by what is hidden, or lost outside of the frame."""
+    return sum(weight * box.overlap(other) for other, weight in taken) + 4 * (box.area - box.overlap(FRAME))
+
+
+def _limit_box(limit: Limit) -> Box:
+    """The room that the text of a limit takes."""
+    x, y, anchor = limit_text(limit)
+    width = len(limit.text) * GLYPH
+    left = x - width if anchor == "end" else x
+    return Box(left, y - LINE / 2, left + width, y + LINE / 2)
+
+
+def limit_text(limit: Limit) -> tuple[float, float, str]:
+    """Where the text of a limit stands."""
+    if not limit.upright:
+        return FRAME.right, limit.at + 11, "end"
+    return (limit.at - 6, FRAME.bottom - 10, "end") if limit.at > WIDTH / 2 else (limit.at + 6, FRAME.bottom - 10, "start")
+
+
+def _front_drawing(found: Layout) -> str:
+    several = len({id(mark.point.document) for mark in found.marks}) > 1
+    drawn = []
+    for corners, group in found.fronts:
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
+        style = " all" if group == ALL else f" c{group % COLOURS + 1}" if several else ""
+        drawn.append(f'<path class="front{style}" d="{path}"/>')
+    return "".join(reversed(drawn))
+
+
+def _limit_drawing(limits: Sequence[Limit]) -> str:
+    parts = []
+    for limit in limits:
+        line = f"M{limit.at:.1f} {FRAME.top}V{FRAME.bottom}" if limit.upright else f"M{FRAME.left} {limit.at:.1f}H{FRAME.right}"
+        x, y, anchor = limit_text(limit)
+        parts.append(f'<path d="{line}"/><text x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{anchor}">{limit.text}</text>')
     return f'<g class="limit">{"".join(parts)}</g>' if parts else ""
 
 
-def _fronts(marks: Sequence[Mark]) -> str:
-    """The frontier of each machine: what accuracy is to be had at each latency, as steps."""
-    fronts = []
-    for document in {id(mark.point.document): mark.point.document for mark in marks}.values():
-        row = [mark for mark in marks if mark.point.document is document and mark.point.frontier]
-        row.sort(key=lambda mark: mark.x)
-        if len(row) < 2:
-            continue
-        path = f"M{row[0].x:.1f} {row[0].y:.1f}" + "".join(f"H{mark.x:.1f}V{mark.y:.1f}" for mark in row[1:])
-        several = len({id(mark.point.document) for mark in marks}) > 1
-        fronts.append(f'<path class="front{f" c{row[0].group % COLOURS + 1}" if several else ""}" d="{path}"/>')
-    return "".join(fronts)
-
-
-def _marks(marks: Sequence[Mark]) -> str:
-    """Bars below, then points, then labels, those that matter most first."""
-    taken = [Box(mark.x - 9, mark.y - 9, mark.x + 9, mark.y + 9) for mark in marks]
-    labels = {}
-    for mark in sorted(marks, key=lambda one: (not one.chosen, not one.point.is_reference, not one.point.frontier)):
-        if len(marks) <= LABELLED or mark.chosen or mark.point.is_reference or mark.point.frontier:
-            labels[id(mark)] = _label(mark, taken, len(marks) <= LABELLED)
-    return "".join(_drawing(mark, labels.get(id(mark), "")) for mark in sorted(marks, key=lambda one: one.point.frontier))
-
-
-def _drawing(mark: Mark, label: str) -> str:
+def _drawing(mark: Mark) -> str:
     point, (low, high), (bottom, top) = mark.point, mark.across, mark.along
     bars = f'<path class="bar" d="M{low:.1f} {mark.y:.1f}H{high:.1f}M{mark.x:.1f} {bottom:.1f}V{top:.1f}"/>'
-    state = ("on" if point.frontier else "off") if point.certain else "maybe"
-    ring = f'<circle class="ring" cx="{mark.x:.1f}" cy="{mark.y:.1f}" r="14"/>' if mark.chosen else ""
+    ring = f'<circle class="ring" cx="{mark.x:.1f}" cy="{mark.y:.1f}" r="13"/>' if mark.chosen else ""
     where = machine_names([point.document])[0]
     key = escape(key_of(point.document, point.candidate))
     told = escape(f"{point.candidate.name} on {point.candidate.runtime}, {where}, batch {point.timed.batch}: {mark.figures}")
     return (
-        f'<g class="mark {state} c{mark.group % COLOURS + 1}" data-key="{key}">{bars}{ring}'
-        f'<path class="point" d="{shape(mark.group, mark.x, mark.y)}"><title>{told}</title></path>{label}</g>'
+        f'<g class="mark {mark.state} c{mark.group % COLOURS + 1}" data-key="{key}">{bars}{ring}'
+        f'<path class="point" d="{shape(mark.group, mark.x, mark.y)}"><title>{told}</title></path></g>'
     )
+
+
+def _label_drawing(mark: Mark) -> str:
+    label = mark.label
+    if label is None:
+        return ""
+    drawn = []
+    if label.leader:
+        x, y = label.leader
+        drawn.append(f'<path class="leader" d="M{mark.x:.1f} {mark.y + (8 if y > mark.y else -8):.1f}L{x:.1f} {y:.1f}"/>')
+    for row, text in enumerate(label.texts):
+        style = (' class="name chosen"' if mark.chosen else ' class="name"') if row == 0 else ""
+        at = f'x="{label.x:.1f}" y="{label.y + row * label.step:.1f}" dy=".35em" text-anchor="{label.anchor}"'
+        drawn.append(f"<text{style} {at}>{escape(text)}</text>")
+    return f'<g class="{mark.state} c{mark.group % COLOURS + 1}">{"".join(drawn)}</g>'
 
 
 def key_of(document: Document, candidate: Candidate) -> str:
@@ -214,27 +348,6 @@ def shape(group: int, x: float, y: float) -> str:
     if corners is None:
         return f"M{x - 7:.1f} {y:.1f}a7 7 0 1 0 14 0a7 7 0 1 0 -14 0Z"
     return "M" + "L".join(f"{x + dx:.1f} {y + dy:.1f}" for dx, dy in corners) + "Z"
-
-
-def _label(mark: Mark, taken: list[Box], figures: bool) -> str:
-    """What is written beside a point; the room that it takes is added to `taken`."""
-    name = mark.name if len(mark.name) <= 24 else mark.name[:23] + "…"
-    texts = (name, mark.figures) if figures or mark.chosen or mark.point.is_reference else (name,)
-    box, anchor = min(places(mark.x, mark.y, texts), key=lambda place: _cost(place[0], taken))
-    taken.append(box)
-    at = {"start": box.left, "middle": (box.left + box.right) / 2, "end": box.right}[anchor]
-    step = (box.bottom - box.top) / len(texts)
-    drawn = []
-    for row, text in enumerate(texts):
-        style = (' class="name chosen"' if mark.chosen else ' class="name"') if row == 0 else ""
-        y = box.top + (row + 0.5) * step
-        drawn.append(f'<text{style} x="{at:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{anchor}">{escape(text)}</text>')
-    return "".join(drawn)
-
-
-def _cost(box: Box, taken: Sequence[Box]) -> float:
-    """The area hidden by a label, or lost outside of the frame."""
-    return sum(map(box.overlap, taken)) + 2 * (box.area - box.overlap(FRAME))
 
 
 def _legend(points: Sequence[Point]) -> str:

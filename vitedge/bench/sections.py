@@ -1,6 +1,6 @@
 """What was measured in, the sections of the report out, as HTML: tables, distributions, layers, mistakes, machines.
 
-    [Line, ...]  ->  measurements, latencies, batches, layers, mistakes
+    [Line, ...]  ->  measurements, speeds, layers, mistakes
     [Document, ...]  ->  remarks, machines
 
 A section of which nothing is known is "". Knows nothing of the page around them.
@@ -15,6 +15,7 @@ from html import escape
 from vitedge.bench import charts
 from vitedge.bench.document import Confused, Disagreement, Document, Judged, LayerTime
 from vitedge.bench.frontier import machine_names
+from vitedge.bench.plot import three
 from vitedge.bench.scatter import key_of
 from vitedge.bench.tables import LEGEND, MORE_COLUMNS, Column, Line, columns, failures
 
@@ -24,48 +25,39 @@ MOST_ENGINES = 6  # whose layers are shown
 LAYER_BYTES = 250_000  # of all layers
 PICTURE_BYTES = 350_000  # of all pictures
 MATRIX = 20  # classes, up to which all of them are shown against each other
+FEWER = 6  # pictures of any candidate but the first
 PAIRS = 8  # of classes that are most confused
 JPEG = re.compile(r"[A-Za-z0-9+/]+=*")  # base64
 LONG = 60  # letters of a fact that takes a line of its own
 
 
-def measurements(shown: Sequence[Line], documents: Sequence[Document]) -> str:
-    """Every timing, in two tables: what decides, and what else was found."""
+def measurements(shown: Sequence[Line], narrow: Sequence[Line], documents: Sequence[Document]) -> str:
+    """Every timing. narrow: those at the batch of the plot, which come first; all figures of all timings can be unfolded."""
+    heads = [column for column in columns(narrow) if column.head not in _elsewhere(narrow)]
+    main = _table(narrow, heads, documents) if narrow or failures(documents) else ""
     kept = shown[:MOST_LINES]
-    left = f" The first {MOST_LINES} of {len(shown):,} timings; the CSV has all." if len(kept) < len(shown) else ""
-    main = _table(kept, columns(kept), documents) if kept or failures(documents) else ""
-    more = [column for column in columns(kept, MORE_COLUMNS) if column.head not in ("calls", "disturbed")]
-    keys = [column for column in columns(kept) if column.head in ("machine", "candidate", "batch", "threads", "streams")]
-    second = _table(kept, [*keys, *more], ()) if more else ""
-    said = f"± is half of the interval that holds the figure with 95 % confidence.{left}"
+    left = "" if len(kept) == len(shown) else f", the first {MOST_LINES} of them; the CSV has all"
+    every = [*columns(kept), *columns(kept, MORE_COLUMNS)]
+    full = _table(kept, every, ()) if kept else ""
+    count = f"All figures of {'the timing' if len(shown) == 1 else f'all {len(shown):,} timings'}{left}"
+    more = f"<details><summary>{count}</summary>{full}</details>" if full else ""
+    batch = narrow[0].timed.batch if narrow else 1
+    calls = "Calls of one image." if batch == 1 else f"Calls of {batch} images."
+    said = f"{calls} ± is half of the interval that holds the figure with 95 % confidence. A press on a heading sorts."
     legend = f'<p class="key-line">{escape(LEGEND)}</p>'
-    return f'<section><h2>All measurements</h2><p class="said">{said}</p>{main}{second}{legend}</section>'
+    return f'<section><h2>Measurements</h2><p class="said">{said}</p>{main}{legend}{more}</section>'
 
 
-def latencies(shown: Sequence[Line]) -> str:
-    """How the latency of each is distributed, at the smallest batch; those that matter are kept where there are many."""
-    ranked = sorted(shown, key=lambda line: (not line.chosen, not _is_reference(line), not line.mark, line.timed.p50_ms))
-    kept = sorted(ranked[:MOST_RIDGES], key=lambda line: line.timed.p50_ms)
-    if not kept:
+def speeds(shown: Sequence[Line], narrow: Sequence[Line]) -> str:
+    """How steady the latency is at the batch of the plot, and what larger batches bring."""
+    ridges, curves = _ridges(narrow), _curves(shown)
+    if not ridges:
         return ""
-    left = "" if len(kept) == len(shown) else f" {len(shown) - len(kept)} that nothing speaks for are left out."
-    said = f"Each ridge is one candidate's calls: the tall tick is the median, the red one the 99th percentile.{left}"
-    batch = "one image" if kept[0].timed.batch == 1 else f"a batch of {kept[0].timed.batch}"
-    figure = f'<figure class="card plot">{charts.distributions(kept)}<p class="axis">Latency of {batch}, ms</p></figure>'
-    return f'<section><h2>How steady the latency is</h2><p class="said">{said}</p>{figure}</section>'
-
-
-def batches(shown: Sequence[Line]) -> str:
-    """Throughput over the batch, where there are several: of the choice, the reference and the frontier."""
-    if len({line.timed.batch for line in shown}) < 2:
-        return ""
-    names = {(id(line.document), line.name) for line in shown if line.mark}
-    kept = [line for line in shown if (id(line.document), line.name) in names or _is_reference(line)]
-    rank = {(id(line.document), line.name): (not line.chosen, not _is_reference(line)) for line in reversed(kept)}
-    kept.sort(key=lambda line: (rank[id(line.document), line.name], line.timed.batch))
-    figure = f'<figure class="card plot">{charts.throughput(kept)}<p class="axis">Images in a call</p></figure>'
-    said = "What larger batches bring: images a second, of the candidate to ship, the reference and the frontier."
-    return f'<section><h2>Throughput</h2><p class="said">{said}</p>{figure}</section>'
+    said = "Each ridge is one candidate's calls: the tall tick is the median, the red one the 99th percentile."
+    more = " Larger batches: the candidate to ship, the reference and the frontier." if curves else ""
+    figures = f'<div class="pair">{ridges}{curves}</div>' if curves else f'<div class="narrow">{ridges}</div>'
+    title = "How steady, how much at a time" if curves else "How steady the latency is"
+    return f'<section><h2>{title}</h2><p class="said">{said}{more}</p>{figures}</section>'
 
 
 def layers(shown: Sequence[Line]) -> str:
@@ -179,10 +171,39 @@ def _of_interest(shown: Sequence[Line], has: Callable[[Line], bool]) -> list[Lin
     return sorted(first.values(), key=rank)
 
 
+def _elsewhere(narrow: Sequence[Line]) -> set[str]:
+    """The columns that the first table leaves to the second: what is the same, and what says less than another."""
+    return {"batch", "SQNR dB"} if any(line.judged.top1 is not None for line in narrow) else {"batch"}
+
+
+def _ridges(narrow: Sequence[Line]) -> str:
+    """A ridge a candidate; those that matter are kept where there are many."""
+    ranked = sorted(narrow, key=lambda line: (not line.chosen, not _is_reference(line), not line.mark, line.timed.p50_ms))
+    kept = sorted(ranked[:MOST_RIDGES], key=lambda line: line.timed.p50_ms)
+    if not kept:
+        return ""
+    left = f"; {len(narrow) - len(kept)} more are not shown" if len(kept) < len(narrow) else ""
+    batch = "one image" if kept[0].timed.batch == 1 else f"a batch of {kept[0].timed.batch}"
+    caption = "<figcaption><b>Latency</b><span>narrow and to the left is better</span></figcaption>"
+    return f'<figure class="card plot">{caption}{charts.distributions(kept)}<p class="axis">ms for {batch}{left}</p></figure>'
+
+
+def _curves(shown: Sequence[Line]) -> str:
+    """Throughput over the batch, where there are several."""
+    marked = {(id(line.document), line.name) for line in shown if line.mark}
+    kept = [line for line in shown if (id(line.document), line.name) in marked or _is_reference(line)]
+    if len({line.timed.batch for line in kept}) < 2:
+        return ""
+    chosen = {(id(line.document), line.name) for line in kept if line.chosen}
+    kept.sort(key=lambda line: ((id(line.document), line.name) not in chosen, not _is_reference(line), line.timed.batch))
+    caption = "<figcaption><b>Throughput, images/s</b><span>up is better</span></figcaption>"
+    return f'<figure class="card plot">{caption}{charts.throughput(kept)}<p class="axis">images in a call</p></figure>'
+
+
 def _layers(line: Line, found: Sequence[LayerTime]) -> str:
     total = sum(layer.ms for layer in found)
     return (
-        f'<figure class="card plot"><figcaption><b>{escape(line.name)}</b><span>{total:.3g} ms in {len(found)} layers</span>'
+        f'<figure class="card plot"><figcaption><b>{escape(line.name)}</b><span>{three(total)} ms in {len(found)} layers</span>'
         f"</figcaption>{charts.type_bar(found)}{charts.layer_grid(found)}</figure>"
     )
 
@@ -235,17 +256,19 @@ def _labels(document: Document, confused: Sequence[Confused]) -> list[str]:
 
 
 def _galleries(shown: Sequence[Line]) -> Iterator[str]:
-    """The worst images of candidate after candidate, as long as there is room."""
+    """The worst images of the choice, then of others, folded and fewer, as long as there is room."""
     size = 0
-    for line in _of_interest(shown, lambda line: bool(line.judged.worst)):
-        figures = [_picture(one) for one in line.judged.worst]
+    for place, line in enumerate(_of_interest(shown, lambda line: bool(line.judged.worst))):
+        figures = [_picture(one) for one in line.judged.worst[: FEWER if place else None]]
         size += sum(map(len, figures))
-        if size > PICTURE_BYTES:
+        if size > PICTURE_BYTES or place > MOST_ENGINES:
             return
-        reference = escape(line.document.reference.rpartition("/")[2])
+        title = f"{escape(line.name)} furthest from {escape(line.document.reference.rpartition('/')[2])}"
+        gallery = f'<div class="gallery">{"".join(figures)}</div>'
         yield (
-            f'<div class="card pad worst"><h3>{escape(line.name)} furthest from {reference}</h3>'
-            f'<div class="gallery">{"".join(figures)}</div></div>'
+            f'<details><summary>{title}</summary><div class="card pad">{gallery}</div></details>'
+            if place
+            else f'<div class="card pad worst"><h3>{title}</h3>{gallery}</div>'
         )
 
 

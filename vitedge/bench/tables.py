@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vitedge.bench.document import Candidate, Document, Interval, Judged, Timed
-from vitedge.bench.frontier import Choice, Point, drop_of, locate, machine_names
+from vitedge.bench.frontier import Choice, Point, drop_of, is_choice, locate, machine_names, setting
+from vitedge.bench.plot import three
 
 NAME = 28  # letters of a candidate in a terminal that is narrow
 CHOSEN, ON, MAYBE = "★", "●", "○"
@@ -35,15 +35,24 @@ LEGEND = f"{CHOSEN} to ship   {ON} on the frontier: none is as fast and as accur
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One timing of a candidate. machine, name: what to call them here. point: its place, None where it was not judged."""
+    """One timing of a candidate. machine, name: what to call them here. setting: threads and streams, where there are several.
+
+    point: its place, None where it was not judged.
+    """
 
     document: Document
     candidate: Candidate
     timed: Timed
     machine: str
     name: str
+    setting: str
     point: Point | None
     chosen: bool
+
+    @property
+    def title(self) -> str:
+        """The name, with the threads and streams where there are several."""
+        return ", ".join(filter(None, (self.name, self.setting)))
 
     @property
     def mark(self) -> str:
@@ -87,9 +96,9 @@ class Column:
         value = self.value(line)
         if value is None or isinstance(value, str):
             return value or "–"
-        digits = self._digits(value)
-        between = self.spread(line) if spread else None
-        return f"{value:,.{digits}f}" + (f" ±{(between.high - between.low) / 2:,.{digits}f}" if between else "")
+        shown = three(value) if self.digits is None else f"{value:,.{self.digits}f}"
+        between = self.spread(line) if spread and self.digits is not None else None
+        return shown + (f" ±{(between.high - between.low) / 2:,.{self.digits}f}" if between else "")
 
     def is_number(self, lines: Sequence[Line]) -> bool:
         """Whether it aligns to the right."""
@@ -102,11 +111,6 @@ class Column:
         if not self.best or len({self.text(one, False) for one in rivals if self.value(one) is not None}) < 2:
             return False
         return self.value(line) == (min(values) if self.best == "low" else max(values))
-
-    def _digits(self, value: float) -> int:
-        if self.digits is not None or not math.isfinite(value):
-            return self.digits or 0
-        return max(0, 2 - math.floor(math.log10(abs(value) or 1)))
 
 
 COLUMNS = (
@@ -124,6 +128,7 @@ COLUMNS = (
     ),
     Column("p99 ms", lambda line: line.timed.p99_ms, "all calls but one in a hundred took no longer", 2, best="low", last=60),
     Column("images/s", lambda line: line.timed.images_per_s, "answered in a second", None, best="high", last=50),
+    Column("files/s", lambda line: line.candidate.sustained_per_s, "from disk to answer", None, best="high", last=58),
     Column(
         "speed-up", lambda line: line.timed.speedup, "how many times as fast as the reference, round by round", 2,
         lambda line: line.timed.speedup_interval, None, 20, 30,
@@ -146,7 +151,6 @@ MORE_COLUMNS = (
     Column("max ms", lambda line: line.timed.max_ms, "no call took longer", 2, best="low"),
     Column("jitter ms", lambda line: line.timed.jitter_ms, "from one call to the next, on average", 3, best="low"),
     Column("end to end ms", lambda line: line.timed.end_to_end_ms, "from a decoded picture to its answer", 2, best="low"),
-    Column("files/s", lambda line: line.candidate.sustained_per_s, "from disk to answer", None, best="high"),
     Column("top-5 %", lambda line: line.judged.top5, "images with the right answer among the first five", 2, best="high"),
     Column("opens in ms", lambda line: line.candidate.open_ms or None, "until it can be called", 0, best="low"),
     Column("first call ms", lambda line: line.candidate.first_ms or None, "the first call after it opened", 1, best="low"),
@@ -162,11 +166,10 @@ def lines(documents: Sequence[Document], choice: Choice | None = None) -> list[L
     """A line for each timing of each candidate that finished: machine by machine, batch by batch, the reference first."""
     machines, names = machine_names(documents), display_names(documents)
     points = {_key(p.document, p.candidate, p.timed): p for batch in _all_batches(documents) for p in locate(documents, batch)}
-    chosen = choice and _key(choice.document, choice.candidate, choice.timed)
     found = [
         Line(
-            document, one, timed, machine, names[one.name],
-            points.get(_key(document, one, timed)), _key(document, one, timed) == chosen,
+            document, one, timed, machine, names[one.name], setting(timed, documents),
+            points.get(_key(document, one, timed)), choice is not None and is_choice(choice, one, timed),
         )
         for document, machine in zip(documents, machines, strict=True)
         for one in document.finished
@@ -189,12 +192,15 @@ def failures(documents: Sequence[Document]) -> list[tuple[str, str]]:
 
 
 def display_names(documents: Sequence[Document]) -> dict[str, str]:
-    """What to call each candidate: its name, without the model where all are of one model and say so."""
+    """What to call each candidate: its name, without a MODEL/ and an @RUNTIME that all have."""
     names = list(dict.fromkeys(one.name for document in documents for one in document.candidates))
-    heads = {name.partition("/")[0] for name in names if "/" in name}
-    if len(heads) == 1 and all(re.fullmatch(r"[^/]+/[^/]+", name) for name in names):
-        return {name: name.partition("/")[2] for name in names}
-    return {name: name for name in names}
+    parts = [re.fullmatch(r"([^/@]+/)?([^/@]+)(@[^/@]+)?", name) for name in names]
+    known = [part.groups("") for part in parts if part]
+    models, runtimes = ({part[place] for part in known} for place in (0, 2))
+    if len(known) < len(names):
+        return {name: name for name in names}
+    model, runtime = (only.pop() if len(only) == 1 else "" for only in (models, runtimes))
+    return {name: name.removeprefix(model).removesuffix(runtime) for name in names}
 
 
 def columns(shown: Sequence[Line], of: Sequence[Column] = COLUMNS) -> list[Column]:

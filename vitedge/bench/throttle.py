@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,9 @@ class Watch:
 
     def findings(self) -> list[str]:
         """What there is to say of the time since it was made."""
-        times, found = self._throttled() - self._count, list[str]()
-        if times > 0:
-            found.append(f"the processor was throttled {times} times, as it was too hot: cool it, or measure shorter")
+        found = list[str]()
+        if self._throttled() > self._count:
+            found.append("the processor was too hot and throttled itself meanwhile: cool it, or measure shorter")
         third = len(self._loops_ns) // 3
         if len(self._loops_ns) >= LEAST_ROUNDS and (first := float(np.median(self._loops_ns[:third]))) > 0:
             ratio = float(np.median(self._loops_ns[-third:])) / first
@@ -49,10 +50,8 @@ class Watch:
         """How often the processors were, since the machine was started; 0 where it does not tell."""
         total = 0
         for path in self._root.glob(COUNTERS):
-            try:
+            with suppress(OSError, ValueError):
                 total += int(path.read_bytes())
-            except (OSError, ValueError):
-                continue
         return total
 
     def _loop_ns(self) -> int:

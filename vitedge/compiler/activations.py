@@ -35,12 +35,32 @@ def stream_activations(
     Undecodable images are left out and listed in `skipped`. A NaN or an infinity is a ModelError that names the tensor
     and the image.
     """
-    card = model_card(model)
-    session = open_session(model, tensors) if tensors else None  # none: the images are read and counted all the same
-    row = np.empty((1, *input_shape(card)), input_dtype(card))
+    probe = Probe(model, tensors)
     for file, image in stream(files, skipped):
-        write_input(image, card, row[0])
-        yield file, _run(session, tensors, row, file)
+        yield file, probe.run(image, file)
+
+
+class Probe:
+    """A model that is run for the activations of some of its tensors; none: then it is not run at all."""
+
+    def __init__(self, model: ModelProto, tensors: Sequence[str], threads: int = 0) -> None:
+        self._card, self._tensors = model_card(model), list(tensors)
+        self._session = open_session(model, tensors, threads=threads) if tensors else None
+        self._row = np.empty((1, *input_shape(self._card)), input_dtype(self._card))
+
+    def run(self, image: NDArray[np.uint8], file: ImageFile) -> Activations:
+        """The activations of an image, which is that of `file`."""
+        if self._session is None:
+            return {}
+        write_input(image, self._card, self._row[0])
+        values = self._session.run(self._tensors, {self._session.get_inputs()[0].name: self._row})
+        for name, array in zip(self._tensors, values, strict=True):
+            if not np.isfinite(array).all():
+                raise ModelError(
+                    f"the activation {name!r} is NaN or infinite for {file}",
+                    hint="the model overflows on this image; does it do so in torch as well?",
+                )
+        return dict(zip(self._tensors, values, strict=True))
 
 
 def read_inputs(model: ModelProto, files: Sequence[ImageFile], count: int) -> NDArray[Any]:
@@ -69,14 +89,18 @@ def _sha256(file: ImageFile) -> str:
         return "unreadable"
 
 
-def open_session(model: ModelProto, outputs: Sequence[str], *, optimize: bool = True) -> Any:
-    """An onnxruntime session of that part of `model` which makes the tensors `outputs`, each named once."""
+def open_session(model: ModelProto, outputs: Sequence[str], *, optimize: bool = True, threads: int = 0) -> Any:
+    """An onnxruntime session of that part of `model` which makes the tensors `outputs`, each named once.
+
+    threads: that it computes with, 0 for as many as there are cores; they do not change a bit of what comes out.
+    """
     probe = copy_of(model)
     del probe.graph.output[:]
     probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs)
     prune(probe)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # a Q/DQ rounds where it stands, and weights only once
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -94,14 +118,3 @@ def run_once(model: ModelProto, tensors: Sequence[str], rows: Array | None = Non
         dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
         rows = np.zeros((1, *entry.shape[1:]), dtype)
     return dict(zip(distinct, session.run(distinct, {entry.name: rows}), strict=True))
-
-
-def _run(session: Any, tensors: Sequence[str], row: NDArray[Any], file: ImageFile) -> Activations:
-    values = session.run(list(tensors), {session.get_inputs()[0].name: row}) if tensors else []
-    for name, array in zip(tensors, values, strict=True):
-        if not np.isfinite(array).all():
-            raise ModelError(
-                f"the activation {name!r} is NaN or infinite for {file}",
-                hint="the model overflows on this image; does it do so in torch as well?",
-            )
-    return dict(zip(tensors, values, strict=True))

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from vitedge.compiler.activations import Activations, images_sha256, read_inputs, stream_activations
+from vitedge.compiler.activations import Activations, images_sha256, read_inputs
 from vitedge.compiler.choose import Candidate, choose_smoothing, joined_weights, output_errors
 from vitedge.compiler.graph import load
 from vitedge.compiler.quantize import prepare
 from vitedge.compiler.select import chosen_linears, quantized_activations
 from vitedge.compiler.smooth import prove
+from vitedge.compiler.survey import Spread, conduct
 from vitedge.errors import VitEdgeError
 from vitedge.images import ImageFile, sample
 from vitedge.specs import Method, Recipe, ScaleTable, Smoothing, from_dict, to_dict
@@ -49,6 +50,10 @@ class AbsMax:
         """Take in the values of `x`."""
         self.maximum = max(self.maximum, float(x.max()), -float(x.min()))
 
+    def merge(self, other: AbsMax) -> None:
+        """Take in what another one of the same kind has seen."""
+        self.maximum = max(self.maximum, other.maximum)
+
     def amax(self, method: str = "max", percentile: float = 100.0) -> float:
         """The range; there is but one."""
         return self.maximum
@@ -66,11 +71,17 @@ class AbsHistogram(AbsMax):
         """Count the values of `x`, which must be finite, doubling the range until they fit."""
         super().add(x)
         magnitudes = np.abs(x).ravel()
-        while self.maximum >= self.limit:  # not >, or a value on the limit would lie one bin lower than later on
-            self.counts = np.pad(self.counts.reshape(-1, 2).sum(axis=1), (0, BINS // 2))
-            self.limit *= 2
+        self._widen()
         bins = (magnitudes * (BINS / self.limit)).astype(np.int32)
         self.counts += np.bincount(bins, minlength=BINS)
+
+    def merge(self, other: AbsMax) -> None:
+        """Take in the counts of another histogram, exactly: a bin's width is a power of two."""
+        assert isinstance(other, AbsHistogram)
+        super().merge(other)
+        self._widen()
+        ratio = int(min(self.limit / other.limit, BINS))  # of more, all lies in the first bin as well
+        self.counts[: BINS // ratio] += other.counts.reshape(-1, ratio).sum(axis=1)
 
     def amax(self, method: str = "max", percentile: float = 100.0) -> float:
         """The range by a method of Recipe: exact, to a bin's width by percentile (in 0..100), else the best of `_edges`."""
@@ -78,6 +89,12 @@ class AbsHistogram(AbsMax):
             return self.maximum
         edges = {"percentile": lambda: self._percentile(percentile), "mse": self._mse, "entropy": self._entropy}
         return min(edges[method]() * self.limit / BINS, self.maximum)
+
+    def _widen(self) -> None:
+        """Double the range until the largest value lies in it."""
+        while self.maximum >= self.limit:  # not >, or a value on the limit would lie one bin lower than later on
+            self.counts = np.pad(self.counts.reshape(-1, 2).sum(axis=1), (0, BINS // 2))
+            self.limit *= 2
 
     def _percentile(self, percentile: float) -> int:
         """The first bin edge that at least `percentile` percent of the values do not exceed."""
@@ -135,10 +152,12 @@ def calibrate(
     recipe: Recipe,
     *,
     progress: Callable[[int, int], object] = lambda done, total: None,
+    spread: Spread | None = None,
 ) -> Calibration:
     """Run up to `recipe.images` of `files` through the float model and find the range of every activation to quantize.
 
-    progress: called with (images done, images in all). Too few readable images is a VitEdgeError.
+    progress: called with (images done, images in all). spread: who looks at the images, by default this process (see survey.py);
+    the table is the same to the last bit. Too few readable images is a VitEdgeError.
     """
     if recipe.method == "none":
         hint = f"`vitedge make --recipe {recipe.name}` builds it without a calibration"
@@ -149,19 +168,20 @@ def calibrate(
     def step() -> None:
         progress(min(next(steps), total), total)
 
-    original, skipped = load(model_path), list[str]()
+    original = load(model_path)
     smoothing = dict[str, Smoothing]()
     model = prepare(original, recipe, smoothing)
     if recipe.smoothing != "none":
-        smoothing = choose_smoothing(model, chosen, recipe, step)
+        smoothing = choose_smoothing(model, chosen, recipe, step, spread)
         model = prepare(original, recipe, smoothing)
         prove(original, model, read_inputs(model, chosen, PROVED))
-    ranges = _Ranges(quantized_activations(model, recipe), recipe)
-    for index, (_, activations) in enumerate(stream_activations(model, list(ranges.whole), chosen, skipped)):
-        ranges.add(index, activations)
-        step()
+    survey = RangeSurvey(quantized_activations(model, recipe), recipe)
+    ranges, skipped = conduct(model, survey, chosen, step, spread)
     _require_enough(len(chosen) - len(skipped), recipe)
-    amax = {name: _round(value) for name, value in ranges.amax(model, chosen, step).items()}
+    methods: dict[str, Method] = dict.fromkeys(survey.tensors, recipe.method)
+    if recipe.method == "auto":
+        methods |= _methods(model, chosen, recipe, ranges, step, spread)
+    amax = {name: _round(found.amax(methods[name], recipe.percentile)) for name, found in ranges.whole.items()}
     done = len(chosen) - len(skipped)
     return Calibration(ScaleTable(recipe, sha256(model_path), images_sha256(chosen), done, amax, smoothing), tuple(skipped))
 
@@ -179,41 +199,59 @@ def _require_enough(images: int, recipe: Recipe) -> None:
         )
 
 
-class _Ranges:
+class Ranges:
     """The collectors of every tensor: of all images and, where the method is chosen, of each half of them."""
 
     def __init__(self, tensors: Sequence[str], recipe: Recipe) -> None:
-        self.recipe = recipe
         self.whole = {name: collector(recipe) for name in tensors}
         halves = 2 if recipe.method == "auto" else 0
         self.halves = [{name: collector(recipe) for name in tensors} for _ in range(halves)]
 
-    def add(self, index: int, activations: Activations) -> None:
-        """Take in the activations of image number `index`."""
-        for collectors in [self.whole, *self.halves[index % 2 :][:1]]:
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RangeSurvey:
+    """Asks for the Ranges of tensors."""
+
+    tensors: Sequence[str]
+    recipe: Recipe
+
+    def fresh(self) -> Ranges:
+        """Those of no image."""
+        return Ranges(self.tensors, self.recipe)
+
+    def add(self, statistics: Ranges, number: int, activations: Activations) -> None:
+        """Take in image number `number`."""
+        for collectors in [statistics.whole, *statistics.halves[number % 2 :][:1]]:
             for name, array in activations.items():
                 collectors[name].add(array)
 
-    def amax(self, model: ModelProto, files: Sequence[ImageFile], step: Callable[[], object]) -> dict[str, float]:
-        """The range of every tensor by the recipe's method."""
-        methods = dict.fromkeys(self.whole, self.recipe.method)
-        if self.recipe.method == "auto":
-            methods |= self._methods(model, files, step)
-        return {name: found.amax(methods[name], self.recipe.percentile) for name, found in self.whole.items()}
+    def merge(self, statistics: Ranges, others: Ranges) -> None:
+        """Take in other images."""
+        for collectors, more in zip([statistics.whole, *statistics.halves], [others.whole, *others.halves], strict=True):
+            for name, found in more.items():
+                collectors[name].merge(found)
 
-    def _methods(self, model: ModelProto, files: Sequence[ImageFile], step: Callable[[], object]) -> dict[str, Method]:
-        """For each tensor the method that changes the outputs of its Linears least, judged on the other half of the images."""
-        readers = defaultdict[str, list[str]](list)
-        for linear in chosen_linears(model, self.recipe):
-            readers[linear.input].append(linear.name)
-        weights = {name: joined_weights(model, readers[name]) for name in self.whole if name in readers}
-        candidates = [
-            {name: [_clipped(half[name].amax(method, self.recipe.percentile)) for method in AUTO] for name in weights}
-            for half in reversed(self.halves)
-        ]
-        errors = output_errors(model, weights, candidates, files, step)
-        # what no Linear reads, an operand of attention, has no error to go by
-        return {name: AUTO[int(np.argmin(errors[name]))] if name in errors else "max" for name in self.whole}
+
+def _methods(
+    model: ModelProto,
+    files: Sequence[ImageFile],
+    recipe: Recipe,
+    ranges: Ranges,
+    step: Callable[[], object],
+    spread: Spread | None,
+) -> dict[str, Method]:
+    """For each tensor the method that changes the outputs of its Linears least, judged on the other half of the images."""
+    readers = defaultdict[str, list[str]](list)
+    for linear in chosen_linears(model, recipe):
+        readers[linear.input].append(linear.name)
+    weights = {name: joined_weights(model, readers[name]) for name in ranges.whole if name in readers}
+    candidates = [
+        {name: [_clipped(half[name].amax(method, recipe.percentile)) for method in AUTO] for name in weights}
+        for half in reversed(ranges.halves)
+    ]
+    errors = output_errors(model, weights, candidates, files, step, spread)
+    # what no Linear reads, an operand of attention, has no error to go by
+    return {name: AUTO[int(np.argmin(errors[name]))] if name in errors else "max" for name in ranges.whole}
 
 
 def _clipped(amax: float) -> Candidate:

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from vitedge.compiler.activations import stream_activations
+from vitedge.compiler.activations import Activations
 from vitedge.compiler.graph import linear_weight, linears
 from vitedge.compiler.qdq import QMAX
 from vitedge.compiler.smooth import Site, sites
+from vitedge.compiler.survey import Spread, conduct
+from vitedge.exact import ExactSum
 from vitedge.images import ImageFile
 from vitedge.specs import Recipe, Smoothing
 
@@ -39,39 +41,72 @@ class Channels:
     def __init__(self) -> None:
         self.count = 0
         self.low = self.high = np.zeros(0, np.float32)
-        self.total = self.squares = np.zeros(0)
+        self.total, self.squares = ExactSum(), ExactSum()
 
     def add(self, x: Float32) -> None:
         """Take in the tokens of one image."""
         rows = x.reshape(-1, x.shape[-1])
-        low, high = rows.min(axis=0), rows.max(axis=0)
-        total, squares = rows.sum(axis=0, dtype=np.float64), np.square(rows, dtype=np.float64).sum(axis=0)
-        if self.count:
-            low, high = np.minimum(self.low, low), np.maximum(self.high, high)
-            total, squares = self.total + total, self.squares + squares
-        self.low, self.high, self.total, self.squares, self.count = low, high, total, squares, self.count + len(rows)
+        self._reach(rows.min(axis=0), rows.max(axis=0))
+        self.total.add(rows.sum(axis=0, dtype=np.float64))
+        self.squares.add(np.square(rows, dtype=np.float64).sum(axis=0))
+        self.count += len(rows)
+
+    def merge(self, other: Channels) -> None:
+        """Take in the statistics of other images."""
+        if other.count:
+            self._reach(other.low, other.high)
+            self.total.merge(other.total)
+            self.squares.merge(other.squares)
+            self.count += other.count
 
     @property
     def mean(self) -> Float64:
         """Of each channel."""
-        mean: Float64 = self.total / self.count
+        mean: Float64 = self.total.value / self.count
         return mean
 
     @property
     def variance(self) -> Float64:
         """Of each channel."""
-        variance: Float64 = np.maximum(self.squares / self.count - self.mean**2, 0)
+        variance: Float64 = np.maximum(self.squares.value / self.count - self.mean**2, 0)
         return variance
+
+    def _reach(self, low: Float32, high: Float32) -> None:
+        self.low = np.minimum(self.low, low) if self.count else low
+        self.high = np.maximum(self.high, high) if self.count else high
 
 
 def merged(a: Channels, b: Channels) -> Channels:
-    """The statistics of two disjoint sets of images as of one; the first set is not empty."""
-    if not b.count:
-        return a
+    """The statistics of two disjoint sets of images as of one."""
     both = Channels()
-    both.low, both.high = np.minimum(a.low, b.low), np.maximum(a.high, b.high)
-    both.total, both.squares, both.count = a.total + b.total, a.squares + b.squares, a.count + b.count
+    both.merge(a)
+    both.merge(b)
     return both
+
+
+Halves = tuple[dict[str, Channels], dict[str, Channels]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChannelSurvey:
+    """Asks for the Channels of tensors, of the images of even number and of those of odd number."""
+
+    tensors: Sequence[str]
+
+    def fresh(self) -> Halves:
+        """Those of no image."""
+        return {name: Channels() for name in self.tensors}, {name: Channels() for name in self.tensors}
+
+    def add(self, statistics: Halves, number: int, activations: Activations) -> None:
+        """Take in image number `number`."""
+        for name, array in activations.items():
+            statistics[number % 2][name].add(array)
+
+    def merge(self, statistics: Halves, others: Halves) -> None:
+        """Take in other images."""
+        for half, other in zip(statistics, others, strict=True):
+            for name, channels in other.items():
+                half[name].merge(channels)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,15 +127,65 @@ class Candidate:
         return error
 
 
-def choose_smoothing(model: ModelProto, files: Sequence[ImageFile], recipe: Recipe, progress: Progress) -> dict[str, Smoothing]:
-    """A Smoothing for every site of the model; `progress` is called once an image and pass."""
+class Errors:
+    """The summed squared errors of some candidates, and of how many tokens."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.squared = ExactSum()
+
+    def add(self, squared: Sequence[float], tokens: int) -> None:
+        """Take in one image."""
+        self.squared.add(np.array(squared))
+        self.tokens += tokens
+
+    def merge(self, other: Errors) -> None:
+        """Take in other images."""
+        self.squared.merge(other.squared)
+        self.tokens += other.tokens
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ErrorSurvey:
+    """Asks what candidates for each tensor add to its Linears' outputs; see `output_errors`."""
+
+    weights: Mapping[str, Float32]
+    candidates: Sequence[Mapping[str, Sequence[Candidate]]]
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        """Those with weights."""
+        return list(self.weights)
+
+    def fresh(self) -> dict[str, Errors]:
+        """Those of no image."""
+        return {name: Errors() for name in self.weights}
+
+    def add(self, statistics: dict[str, Errors], number: int, activations: Activations) -> None:
+        """Take in image number `number`."""
+        turn, judges = divmod(number, len(self.candidates))
+        for tensor, array in activations.items():
+            rows = array.reshape(-1, array.shape[-1])[turn % STRIDE :: STRIDE]
+            errors = (candidate.error(rows) @ self.weights[tensor] for candidate in self.candidates[judges][tensor])
+            statistics[tensor].add([np.square(error).sum(dtype=np.float64) for error in errors], len(rows))
+
+    def merge(self, statistics: dict[str, Errors], others: dict[str, Errors]) -> None:
+        """Take in other images."""
+        for tensor, errors in others.items():
+            statistics[tensor].merge(errors)
+
+
+def choose_smoothing(
+    model: ModelProto, files: Sequence[ImageFile], recipe: Recipe, progress: Progress, spread: Spread | None = None
+) -> dict[str, Smoothing]:
+    """A Smoothing for every site of the model; `progress` is called once an image and pass. spread: see survey.py."""
     found = {site.tensor: site for site in sites(model)}
     weights = {tensor: joined_weights(model, site.linears) for tensor, site in found.items()}
-    halves = _measure(model, list(found), files, progress)
+    halves, _ = conduct(model, ChannelSurvey(list(found)), files, progress, spread)
     whole = {tensor: merged(halves[0][tensor], halves[1][tensor]) for tensor in found}
     exponents = dict.fromkeys(found, recipe.exponent)
     if found and recipe.smoothing == "auto":
-        exponents = _best_exponents(model, files, recipe, weights, halves, progress)
+        exponents = _best_exponents(model, files, recipe, weights, halves, progress, spread)
     return {tensor: _smoothing(whole[tensor], weights[tensor], exponents[tensor], recipe, found[tensor]) for tensor in found}
 
 
@@ -110,39 +195,22 @@ def output_errors(
     candidates: Sequence[Mapping[str, Sequence[Candidate]]],
     files: Sequence[ImageFile],
     progress: Progress,
+    spread: Spread | None = None,
 ) -> dict[str, Float64]:
     """For each tensor of `weights`, the mean squared error a token of each of its candidates at the Linears' outputs.
 
     weights: float32[channels, outputs]. candidates: image number i is judged by those of the index i % len(candidates).
     """
-    sums = {tensor: np.zeros(len(candidates[0][tensor])) for tensor in weights}
-    tokens = dict.fromkeys(weights, 0)
-    for index, (_, activations) in enumerate(stream_activations(model, list(weights), files, [])):
-        judged = candidates[index % len(candidates)]
-        for tensor, array in activations.items():
-            rows = array.reshape(-1, array.shape[-1])[(index // len(candidates)) % STRIDE :: STRIDE]
-            tokens[tensor] += len(rows)
-            for position, candidate in enumerate(judged[tensor]):
-                sums[tensor][position] += np.square(candidate.error(rows) @ weights[tensor]).sum(dtype=np.float64)
-        progress()
-    return {tensor: sums[tensor] / max(tokens[tensor], 1) for tensor in weights}
+    errors, _ = conduct(model, ErrorSurvey(weights, candidates), files, progress, spread)
+    return {
+        tensor: found.squared.value / found.tokens if found.tokens else np.zeros(len(candidates[0][tensor]))
+        for tensor, found in errors.items()
+    }
 
 
 def joined_weights(model: ModelProto, names: Sequence[str]) -> Float32:
     """The weights of the Linears `names`, which read one tensor, side by side: float32[channels, outputs]."""
     return np.concatenate([linear_weight(model, linear) for linear in linears(model) if linear.name in names], axis=1)
-
-
-def _measure(
-    model: ModelProto, tensors: list[str], files: Sequence[ImageFile], progress: Progress
-) -> tuple[dict[str, Channels], dict[str, Channels]]:
-    """The statistics of the images of even number and of those of odd number."""
-    halves = {name: Channels() for name in tensors}, {name: Channels() for name in tensors}
-    for index, (_, activations) in enumerate(stream_activations(model, tensors, files, [])):
-        for name, array in activations.items():
-            halves[index % 2][name].add(array)
-        progress()
-    return halves
 
 
 def _best_exponents(
@@ -152,6 +220,7 @@ def _best_exponents(
     weights: Mapping[str, Float32],
     halves: Sequence[Mapping[str, Channels]],
     progress: Progress,
+    spread: Spread | None,
 ) -> dict[str, float]:
     """For each tensor the exponent with the smallest error of activations and weights together."""
     others = reversed(halves) if next(iter(halves[1].values())).count else halves[:1]  # even images judge what odd ones gave
@@ -159,7 +228,7 @@ def _best_exponents(
         {tensor: [_candidate(half[tensor], weights[tensor], a, recipe.shift) for a in EXPONENTS] for tensor in weights}
         for half in others
     ]
-    errors = output_errors(model, weights, candidates, files, progress)
+    errors = output_errors(model, weights, candidates, files, progress, spread)
     left = GPTQ_LEAVES if recipe.rounding == "gptq" else 1.0
     best = {}
     for tensor, weight in weights.items():
