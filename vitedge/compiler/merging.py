@@ -142,7 +142,7 @@ def _merge(model: ModelProto, trunk: Trunk, block: Block, count: int, stage: _St
         origins = graph.put("MatMul", [stage.origins, origins], "origins")
     within = {id(node) for node in trunk.nodes}
     readers = [node for node in model.graph.node if x in node.input and id(node) in within]
-    put_nodes(model, graph.nodes, before=_next(model, x))
+    _put_behind(model, x, graph.nodes)
     rewire(model, x, graph.name, readers)
     return _Stage(left, row, origins)
 
@@ -255,10 +255,11 @@ class _Nodes:
         return put_constant(self._model, f"{self.name}.{name}.constant", array)
 
 
-def _next(model: ModelProto, tensor: str) -> NodeProto:
-    """The node behind the one that makes `tensor`."""
-    nodes = model.graph.node
-    return nodes[1 + next(index for index, node in enumerate(nodes) if tensor in node.output)]
+def _put_behind(model: ModelProto, tensor: str, nodes: Sequence[NodeProto]) -> None:
+    """Insert nodes right behind the one that makes `tensor`."""
+    position = next(index for index, node in enumerate(model.graph.node) if tensor in node.output)
+    for offset, node in enumerate(nodes, 1):
+        model.graph.node.insert(position + offset, node)
 
 
 def _outside(model: ModelProto, trunk: Trunk) -> dict[str, list[NodeProto]]:
@@ -286,7 +287,7 @@ def _copy_back(model: ModelProto, trunk: Trunk, tensor: str, stage: _Stage, read
     maker, merged = producers(model)[tensor], f"{tensor}.fewer"
     rename_tensor(model, tensor, merged, maker)
     copy = helper.make_node("MatMul", [stage.origins, merged], [tensor], name=f"{tensor}/restored")
-    put_nodes(model, [copy], before=_next(model, merged))
+    _put_behind(model, merged, [copy])
     rewire(model, merged, tensor, readers)
 
 

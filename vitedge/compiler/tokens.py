@@ -76,13 +76,14 @@ def find_trunk(model: ModelProto, purpose: str) -> Trunk:
 
 
 def shapes_of(model: ModelProto) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor for one image, as far as ONNX can say."""
+    """The shape of every tensor for one image: as ONNX infers it or, where it cannot, as one run shows it."""
     found = {}
     for name, entry in infer(model, one_image=True).items():
         kind = entry.type.tensor_type
         if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
             found[name] = tuple(dim.dim_value for dim in kind.shape.dim)
-    return found
+    unknown = [name for node in model.graph.node for name in node.output if name and name not in found]
+    return found | {name: array.shape for name, array in run_once(model, unknown).items()}
 
 
 def follow(
@@ -128,7 +129,8 @@ def _over_tokens(model: ModelProto, shapes: Shapes, purpose: str) -> list[Attent
     found = [one for one in find_attentions(model, purpose, HINT) if shapes[one.query][-2] == shapes[one.key][-1]]
     counts = sorted({one.tokens for one in found})
     if len(counts) > 1:
-        raise ModelError(f"the blocks have {' and '.join(map(str, counts))} tokens, and {purpose} takes one number", hint=HINT)
+        told = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]}"
+        raise ModelError(f"the blocks have {told} tokens, and {purpose} is for one number of them", hint=HINT)
     for one in found:
         if len(shapes[one.key]) != 4 or not one.over_keys:
             raise ModelError(f"the attention {one.name!r} has keys of shape {_told(shapes[one.key])}", hint=HINT)
