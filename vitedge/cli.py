@@ -85,6 +85,9 @@ def _seconds(given: float) -> float:
     return given
 
 
+Size = Annotated[int | None, typer.Option(help="Side of the square images of a plain ViT, in place of its own.", min=1)]
+
+
 def _counts(given: str) -> int | tuple[int, ...]:
     """The tokens to merge: a number, or several with commas between them."""
     try:
@@ -142,6 +145,7 @@ def make(
     seconds: Annotated[float, typer.Option(help="How long each engine is timed.", callback=_seconds)] = 3.0,
     tolerance: Tolerance = 1e-4,
     merge_tokens: MergeTokens = "0",
+    size: Size = None,
     json_file: Json = None,
 ) -> None:
     """Do everything: export, calibrate, quantize, build, measure. What is fresh is skipped. For another machine: a bundle."""
@@ -149,7 +153,7 @@ def make(
     from vitedge.bound import Bound, check_bound
 
     _require_other(json_file, of=[images, judge, checkpoint, preprocess])
-    source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens))
+    source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens), size)
     bound = Bound(max_drop, min_sqnr)
     job = pipeline.Job(source, images, find_root(), judge, tuple(recipe or ["int8"]), target, seconds, bound, backend)
     with contextlib.closing(Terminal()) as terminal:
@@ -177,14 +181,15 @@ def export(
     images: Annotated[Path | None, typer.Option(help="Real images to compare ONNX with torch on, besides random ones.")] = None,
     tolerance: Tolerance = 1e-4,
     merge_tokens: MergeTokens = "0",
+    size: Size = None,
 ) -> None:
-    """Turn a PyTorch model into ONNX with int8 patches as input, and compare the two; then merge tokens, where asked for."""
+    """Turn a PyTorch model into ONNX with int8 patches as input, and compare the two; then let it compute less, if asked to."""
     from vitedge import pipeline
     from vitedge.images import list_images
 
     files = list_images(images) if images else []
     with contextlib.closing(Terminal()) as terminal:
-        source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens))
+        source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens), size)
         path = pipeline.export_step(source, files, find_root() / "engines", terminal)
     out.print(short_path(path), markup=False, soft_wrap=True)
 

@@ -36,7 +36,7 @@ from vitedge.compiler.graph import (
     rename_tensor,
     rewire,
 )
-from vitedge.compiler.tokens import HINT, Block, Trunk, find_trunk, retarget, shapes_of
+from vitedge.compiler.tokens import HINT, Block, Trunk, find_trunk, picked_tokens, retarget, shapes_of
 from vitedge.errors import ModelError
 
 PURPOSE = "token merging"
@@ -293,7 +293,7 @@ def _copy_back(model: ModelProto, trunk: Trunk, tensor: str, stage: _Stage, read
 
 def _needs_no_copies(model: ModelProto, reader: NodeProto, trunk: Trunk, stage: _Stage) -> bool:
     """Whether a reader wants only tokens that are never merged, or a mean of all, which is made a mean weighed by sizes."""
-    picked = _picked(model, reader, trunk.tokens)
+    picked = picked_tokens(model, reader, trunk.tokens)
     if picked is not None and np.isin(picked, range(trunk.first)).all():
         return True
     mean = reader if picked is None else _only_reader(model, reader)
@@ -309,20 +309,6 @@ def _needs_no_copies(model: ModelProto, reader: NodeProto, trunk: Trunk, stage: 
     put_nodes(model, graph.nodes, before=mean)
     mean.input[0] = weighed  # of one token: its mean is itself, with the shape that is wanted
     return True
-
-
-def _picked(model: ModelProto, reader: NodeProto, tokens: int) -> Array | None:
-    """The tokens that a Gather or Slice of axis 1 by constants picks; None for another node."""
-    values = [constant(model, name) for name in reader.input[1:]]
-    if reader.op_type == "Gather" and attribute(reader, "axis", 0) == 1 and values[0] is not None:
-        picked: Array = np.arange(tokens)[np.atleast_1d(values[0])]
-        return picked
-    if reader.op_type != "Slice" or len(values) < 3:
-        return None
-    start, end, axis, step = (*values, np.ones(1, np.int64))[:4]
-    if start is None or end is None or step is None or axis is None or axis.tolist() != [1]:
-        return None
-    return np.arange(tokens)[int(start[0]) : int(end[0]) : int(step[0])]
 
 
 def _only_reader(model: ModelProto, node: NodeProto) -> NodeProto | None:
