@@ -148,7 +148,8 @@ class Mixing(FirstRow):
         self.mix = nn.Linear(12, 12)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.mix(self.patch_embed(images).flatten(2)).mean(2))
+        tokens = nn.functional.relu(self.patch_embed(images).flatten(2).transpose(1, 2))
+        return self.head(self.mix(tokens.transpose(1, 2)).mean(2))
 
 
 @pytest.mark.parametrize(
