@@ -211,8 +211,6 @@ def pack_step(graphs: Sequence[Path], target: Target, output: Path, watcher: Wat
 
 def export_step(source: ModelSource, files: Sequence[ImageFile], engines: Path, watcher: Watcher) -> Path:
     """The float ONNX file of a model, compared with torch when it is made."""
-    if source.size is not None:
-        raise VitEdgeError("changing the input's size is not there yet")
     key = _source_key(source)
     for existing in filter(is_readable, engines.glob(f"*/{FLOAT}{source.reduction.suffix}-{key}.onnx")):
         watcher.end("export", f"{short_path(existing)} is fresh")
