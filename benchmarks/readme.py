@@ -305,7 +305,7 @@ def scale(document: dict[str, Any]) -> str:
     starts = [row["start_s"] for row in rows if row["workers"]]
     return (
         f"{markdown([head, *cells])}\n{where['machine']}, {where['cores']} cores, {where['date']}; the workers start in "
-        f"{min(starts):.0f} to {max(starts):.0f} s, which is not in the times. `{where['command']}`\n\n{projection(rows)}\n"
+        f"{min(starts):.0f} to {max(starts):.0f} s, which is not in the times. `{where['command']}`\n\n{projection(rows)}"
     )
 
 
