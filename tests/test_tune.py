@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ import pytest
 
 from tests.engines import ROOT, Made, Silent
 from tests.models import tiny_vit, write_noise
+from vitedge import cli
+from vitedge.bench.document import load_document
 from vitedge.bench.frontier import choose
 from vitedge.errors import VitEdgeError
 from vitedge.pipeline import ModelSource
 from vitedge.search import Design, Found, Goal, Search, Space, Trial
 from vitedge.specs import Recipe, Target
-from vitedge.tune import Budget, Told, TuneJob, check_minutes, describe, run, rungs_of, space_of, suitable, tune
+from vitedge.tune import Budget, Told, Tuned, TuneJob, check_minutes, describe, run, rungs_of, space_of, suitable, tune
 from vitedge.workshop import Clocked, Journal, OutOfTime
 
 pytest.importorskip("torch")
@@ -84,6 +87,30 @@ def test_a_tiny_model_is_tuned_killed_resumed_and_ended_by_ctrl_c(workspace: Pat
     assert all((folder / "manifest.json").is_file() for folder in found.engines.values())
     assert any("flatters" in note for note in found.document.notes)
     assert choose([found.document]).candidate.name in found.engines
+
+
+def test_the_command_writes_what_it_found_and_fails_where_nothing_is_fast_enough(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a second there is time for the reference alone, and for what an earlier test has measured."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr("vitedge.workshop.TIMED_S", 0.05)
+    given = ["tune", "vit.py:tiny_vit", "--images", "noise", "--minutes", "0.01", "--json", "found.json"]
+    cli.app(given, standalone_mode=False)
+    said = capsys.readouterr().out
+    found = load_document(workspace / "found.json")
+    (engine,) = re.findall(r"^engine: (engines/tiny-vit/[\w-]+)$", said, re.MULTILINE)
+    assert (workspace / engine / "manifest.json").is_file() and found.candidates[0].variant == "fp32"
+    assert "report: engines/tiny-vit/tune.html" in said and "tiny-vit/fp32@openvino" in said
+    assert "<svg" in (workspace / "engines/tiny-vit/tune.html").read_text("utf-8")
+    monkeypatch.setattr("vitedge.tune.tune", lambda job, watcher: Tuned(found, {}, workspace, 1))  # what it has just found
+    with pytest.raises(VitEdgeError, match=r"0\.0001"):
+        cli.app([*given, "--report", "other.html", "--budget-ms", "0.0001"], standalone_mode=False)
+    assert (workspace / "other.html").is_file() and "fp32@openvino" in capsys.readouterr().out
+    with pytest.raises(VitEdgeError, match="would be overwritten"):
+        cli.app([*given, "--report", "noise"], standalone_mode=False)
+    with pytest.raises(VitEdgeError, match="some minutes"):
+        cli.app([*given, "--minutes", "0"], standalone_mode=False)
 
 
 @dataclass

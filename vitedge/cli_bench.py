@@ -15,6 +15,7 @@ from vitedge.workspace import find_graph
 
 if TYPE_CHECKING:
     from vitedge.bench.document import Document
+    from vitedge.bench.frontier import Choice
     from vitedge.bench.gate import Gate
 
 CONTENDER = (
@@ -35,6 +36,16 @@ def _counts(given: list[str] | None) -> list[int]:
     return list(dict.fromkeys(map(int, parts)))
 
 
+def _checked(given: list[str] | None) -> list[str] | None:
+    _counts(given)
+    return given
+
+
+def _checked_limit(given: str | None) -> str | None:
+    _limit(given)
+    return given
+
+
 def _limit(given: str | None) -> float | None:
     """Percent, with or without the sign."""
     if given is None:
@@ -51,15 +62,15 @@ def bench(
     labels: Labels = None,
     batch: Annotated[
         list[str] | None,
-        typer.Option(help="Batch sizes to time, such as 1,8; may be repeated. \\[default: 1]", metavar="N,..."),
+        typer.Option(help="Batch sizes to time, such as 1,8. \\[default: 1]", metavar="N,...", callback=_checked),
     ] = None,
     threads: Annotated[
         list[str] | None,
-        typer.Option(help="Numbers of threads to time with, such as 1,2. \\[default: all]", metavar="N,..."),
+        typer.Option(help="Numbers of threads to time with, such as 1,2. \\[default: all]", metavar="N,...", callback=_checked),
     ] = None,
     streams: Annotated[
         list[str] | None,
-        typer.Option(help="How many calls are under way at a time, such as 1,2. \\[default: 1]", metavar="N,..."),
+        typer.Option(help="How many calls run at a time, such as 1,2. \\[default: 1]", metavar="N,...", callback=_checked),
     ] = None,
     seconds: Annotated[
         float, typer.Option(help="How long each one is timed in each of these settings.", callback=some_seconds)
@@ -96,6 +107,7 @@ def bench(
         typer.Option(
             help="With --baseline: fail where a median is certainly slower by more than so many percent. \\[default: 2%]",
             metavar="PERCENT",
+            callback=_checked_limit,
         ),
     ] = None,
     ray: Ray = None,
@@ -107,7 +119,6 @@ def bench(
 ) -> None:
     """Measure latency, throughput and accuracy of engines, ONNX files and torch models side by side, in turns."""
     from vitedge import pipeline
-    from vitedge.bench.frontier import choose
     from vitedge.bench.report import write_outputs
     from vitedge.bench.run import Plan
 
@@ -129,15 +140,25 @@ def bench(
         document = pipeline.bench_step(
             names, files, plan, terminal, checkpoint, preprocess, throughput=throughput, gate=gate, ray=ray
         )
-    limits = budget_ms is not None or (max_drop is not None and gate is None)
-    print_document(document, json_file)  # before a choice that may fail
-    choice = choose([document], budget_ms=budget_ms, max_drop=None if gate else max_drop) if limits else None
-    if choice:
-        out.print(f"choice: {choice.candidate.name}: {choice.why}", markup=False, soft_wrap=True)
+    choice, none_fits = _choice(document, budget_ms, None if gate else max_drop)
+    print_document(document, json_file, choice)
     for path in write_outputs([document], report=report, markdown=markdown, csv=csv, png=png, choice=choice):
         out.print(f"{'report' if path == report else 'wrote'}: {path}", markup=False, soft_wrap=True)
     if gate:
         _pass(gate, document)
+    if none_fits:
+        raise none_fits
+
+
+def _choice(document: Document, budget_ms: float | None, max_drop: float | None) -> tuple[Choice | None, VitEdgeError | None]:
+    """What to ship within the limits, if any are given; or the error that nothing fits, for when all is shown."""
+    from vitedge.bench.frontier import choose
+
+    try:
+        limited = budget_ms is not None or max_drop is not None
+        return (choose([document], budget_ms=budget_ms, max_drop=max_drop) if limited else None), None
+    except VitEdgeError as error:
+        return None, error
 
 
 def _gate(baseline: str | None, max_slower: float | None, max_drop: float | None) -> tuple[Gate | None, list[str]]:
@@ -147,9 +168,7 @@ def _gate(baseline: str | None, max_slower: float | None, max_drop: float | None
 
     if baseline is None:
         if max_slower is not None:
-            raise VitEdgeError(
-                "--max-slower says nothing without --baseline", hint="slower than what? Give --baseline FILE|ENGINE"
-            )
+            raise VitEdgeError("--max-slower needs --baseline", hint="slower than what? Give --baseline FILE|ENGINE")
         return None, []
     limits = MAX_SLOWER if max_slower is None else max_slower, MAX_DROP if max_drop is None else max_drop
     if Path(baseline).suffix == ".json":
@@ -169,16 +188,21 @@ def _pass(gate: Gate, document: Document) -> None:
         raise VitEdgeError(first, hint="if that is meant, make the baseline again: vitedge bench ... --json FILE")
 
 
-def print_document(document: Document, json_file: Path | None) -> None:
-    """What was found, as a table and a sentence, and what to know about it; also as JSON."""
+def print_document(document: Document, json_file: Path | None, choice: Choice | None = None) -> None:
+    """What was found, as a table and a sentence, and what to know about it; also as JSON.
+
+    choice: what was chosen within limits.
+    """
     from vitedge.bench.document import save_document
     from vitedge.bench.report import beaten, headline, usual_choice
     from vitedge.bench.tables import terminal
 
-    choice = usual_choice([document])
-    out.print(terminal([document], choice, out.width))
+    usual = usual_choice([document])
+    out.print(terminal([document], choice or usual, out.width))
     if choice:
-        out.print(headline(document, choice), soft_wrap=True, markup=False)
+        out.print(f"choice: {choice.candidate.name}: {choice.why}", markup=False, soft_wrap=True)
+    elif usual:
+        out.print(headline(document, usual), soft_wrap=True, markup=False)
     print_notes([*beaten(document), *document.notes])
     if json_file:
         save_document(document, json_file)
