@@ -42,6 +42,7 @@ QUALITY: Columns = {
     ("fashion", "agreement"): ("agreement, %", ".2f"),
 }
 COST: Columns = {("focus", "seconds"): ("ViT-S/14, s", ".0f"), ("focus", "peak_mib"): ("peak, MiB", ".0f")}
+PROJECTED = (2, 16, 64, 256)  # workers
 PLAIN, INT8 = ("plain", "exact"), ("int8", "exact")  # the first and the last step of the ablation
 BLOCK = re.compile(r"(?<=<!-- table: )(?P<name>\w+)(?P<mark> -->\n)(?P<body>.*?)(?=<!-- /table -->)", re.DOTALL)
 
@@ -339,6 +340,46 @@ def preprocess_caption(document: dict[str, Any]) -> str:
     )
 
 
+def scale(document: dict[str, Any]) -> str:
+    """The table of scale.py: one process, and so many workers, for each task and model."""
+    head = ["", "workers", "images", "s", "images/s", "× one worker", "× one process", "sent, bytes an image", "received", "same"]
+    rows, where = document["rows"], document["environment"]
+    speeds = {(row["task"], row["model"], row["workers"]): row["images_per_s"] for row in rows}
+    cells = [[f"{row['task']} {row['model']}", *scale_row(row, speeds)] for row in rows]
+    starts = [row["start_s"] for row in rows if row["workers"]]
+    return (
+        f"{markdown([head, *cells])}\n{where['machine']}, {where['cores']} cores, {where['date']}; the workers start in "
+        f"{min(starts):.0f} to {max(starts):.0f} s, which is not in the times. `{where['command']}`\n\n{projection(rows)}"
+    )
+
+
+def projection(rows: Sequence[dict[str, Any]]) -> str:
+    """How long a million images would take more workers at the rate of each of two, and what the last of them would read."""
+    head = ["a million images, computed", *(f"{workers} workers" for workers in PROJECTED), "read at the last"]
+    cells = []
+    for row in rows:
+        if row["task"] == "judge" and row["workers"] == 2:
+            rate = row["images_per_s"] / row["workers"]
+            times = [f"{1e6 / (rate * workers) / 3600:.2f} h" for workers in PROJECTED]
+            cells.append([f"judge {row['model']}", *times, f"{rate * PROJECTED[-1] * row['image_bytes'] / 1e6:.1f} MB/s"])
+    return markdown([head, *cells])
+
+
+def scale_row(row: dict[str, Any], speeds: Mapping[tuple[str, str, int], float]) -> list[str]:
+    """The cells behind the name of what was done; workers 0 is one process without any."""
+    ratios = [speeds.get((row["task"], row["model"], workers)) for workers in (1, 0)]
+    moved = [f"{row[key] / row['images']:.0f}" if row["workers"] else "" for key in ("sent_bytes", "received_bytes")]
+    return [
+        str(row["workers"] or "one process"),
+        str(row["images"]),
+        f"{row['seconds']:.1f}",
+        f"{row['images_per_s']:.1f}",
+        *(f"{row['images_per_s'] / ratio:.2f}" if ratio else "" for ratio in ratios),
+        *moved,
+        "yes" if row["same"] else "**no**",
+    ]
+
+
 def overhead(document: dict[str, Any]) -> str:
     """The table of overhead.py: the bare call, and what a frame needs on top of it."""
     stages, memory = document["stages_ms"], document["memory"]
@@ -466,6 +507,7 @@ TABLES = {
     "quantizers_ablation": Table("quantizers", quantizers_ablation, "docs/quantization.md"),
     "overhead": Table("overhead", overhead, "docs/runtime.md"),
     "batching": Table("batching", batching, "docs/runtime.md"),
+    "scale": Table("scale", scale, "docs/scale.md"),
     "viewers": Table("viewers", viewers, "docs/web.md"),
     "rtx_builds": Table("rtx_builds", rtx_builds),
     "rtx_builds_all": Table("rtx_builds", rtx_table, "docs/tensorrt.md"),

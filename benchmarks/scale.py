@@ -2,11 +2,11 @@
 
     engines/*, examples/*/.cache (make demo)  ->  one process, then 1, 2, 4 workers, in turns  ->  results/scale.json
 
-    python benchmarks/scale.py [--workers 1 2 4] [--rounds 3] [--images 10000] [--output results/scale.json]
+    python benchmarks/scale.py [--workers 1 2 4] [--rounds 3] [--output results/scale.json]
 
 `seconds` is without what a cluster takes to start, which is `start_s`; that every worker opens the engines is in it.
-Of several rounds the fastest counts: other processes only ever add. `driver_ms` is what a part costs the process that gives
-the parts out: more workers than a part's time is times that would wait for it. Knows nothing of Markdown: that is readme.py.
+Of several rounds the fastest counts: other processes only ever add. `driver_ms` is what merging a part takes the
+process that gives the parts out. Knows nothing of Markdown: that is readme.py.
 """
 
 from __future__ import annotations
@@ -32,9 +32,20 @@ from vitedge.specs import to_dict
 from vitedge.workspace import find_engines, find_graph, load_recipe, write_json
 
 ROOT = Path(__file__).parents[1]
-FEW = 512
-MODELS = {"fashion-vit": ("fashion_mnist", "test"), "focus-vits14": ("focus", "judge")}
 err = Console(stderr=True, highlight=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Subject:
+    """A model of examples/EXAMPLE, the part of its images that is judged, and how many are judged and calibrated on."""
+
+    example: str
+    part: str
+    judged: int
+    calibrated: int
+
+
+SUBJECTS = {"fashion-vit": Subject("fashion_mnist", "test", 10_000, 128), "focus-vits14": Subject("focus", "judge", 256, 32)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,13 +92,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "scale.json")
     given = parser.parse_args()
     rows = []
-    for model in MODELS:
-        rows += best_of(given.rounds, lambda count, model=model: judged(model, count, given.images), [0, *given.workers])
-        rows += best_of(given.rounds, lambda count, model=model: calibrated(model, count), [0, *given.workers])
+    for model in SUBJECTS:
+        for task in (judged, calibrated):
+            rows += best_of(given.rounds, partial(task, model), [0, *given.workers])
     write_json(given.output, {"environment": environment(), "rows": [to_dict(row) for row in rows]})
 
 
@@ -106,10 +116,10 @@ def best_of(rounds: int, measure: Callable[[int], tuple[Row, Any]], counts: Sequ
     ]
 
 
-def judged(model: str, workers: int, most: int) -> tuple[Row, Any]:
+def judged(model: str, workers: int) -> tuple[Row, Any]:
     """The accuracy of the FP32 and the INT8 engine on the example's test images."""
-    files = images(model, MODELS[model][1])
-    count = most if len(files) > FEW else FEW
+    count = SUBJECTS[model].judged
+    files = images(model, SUBJECTS[model].part)
     files = (files * -(-count // len(files)))[:count]  # focus has few: taken several times
     names = [str(find_engines(Path(model) / variant)[0]) for variant in ("fp32", "int8")]
     with ExitStack() as stack:
@@ -128,7 +138,7 @@ def calibrated(model: str, workers: int) -> tuple[Row, Any]:
     with ExitStack() as stack:
         cluster = stack.enter_context(open_cluster(str(workers))) if workers else None
         spread = Clocked(cluster.surveying()) if cluster else None
-        drawn = files[: recipe.images]
+        drawn = files[: SUBJECTS[model].calibrated]
         return timed(
             "calibrate", model, workers, drawn, start, cluster, spread, lambda: calibrate(graph, drawn, recipe, spread=spread)
         )
@@ -158,7 +168,7 @@ def timed(
 
 def images(model: str, part: str) -> list[ImageFile]:
     """The images of an example, which `make demo` made."""
-    return list_images(ROOT / "examples" / MODELS[model][0] / ".cache" / part)
+    return list_images(ROOT / "examples" / SUBJECTS[model].example / ".cache" / part)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -378,13 +378,12 @@ def bench_step(
     """
     told, most = list(notes), max(MAX_BATCH, *plan.batches)
     watcher.begin("bench")
-    with ExitStack() as stack:
-        contenders = stack.enter_context(open_contenders(names, checkpoint, preprocess, max_batch=most))
+    spread = judging(ray, partial(on_one_core, names, checkpoint, preprocess, most)) if ray else None
+    with open_contenders(names, checkpoint, preprocess, max_batch=most) as contenders:
         if gate:
             settings = [(batch, one.threads, one.streams) for batch in plan.batches for one in plan.settings]
             found = [contender.name for contender in contenders]
             told += gate.require_comparable(found, settings, environment(), images_key(files))
-        spread = stack.enter_context(judging(ray, partial(on_one_core, names, checkpoint, preprocess, most))) if ray else None
         document = benchmark(
             contenders,
             files,
