@@ -35,7 +35,7 @@ FINALISTS = 10
 HURRY_S = 20.0  # for the finalists after Ctrl-C
 FIRST_S = 1.5  # of judging a pair, at first
 LAST_PART = 0.1  # of the time that judging a pair may take at last
-FEWEST = 16  # images that a trial is judged on
+FEWEST, FEWEST_POINTS = 16, 64  # images that a trial is judged on, for noise and for points of accuracy
 RUNG = 4  # times as many images from rung to rung
 FINAL_SHARE = 0.4  # of the last part goes to judging, as much to timing; the rest is for opening
 TURNS = 2.2  # times as long as its timed calls an engine takes, with what lies between turns
@@ -176,14 +176,13 @@ def space_of(recipes: Mapping[str, Recipe], card: ModelCard, graph: Path, native
 
 
 def _rates(space: Space) -> tuple[tuple[int, ...], ...]:
-    """Tokens to merge in each block, the fewest that leave out each of the parts CUTS: alike in all, and many in two of them.
+    """Tokens to merge, the fewest that leave out each of the parts CUTS: in every block, and in every third.
 
-    A merge takes time whatever it leaves out, so that two large ones may do better than one in every block.
+    A merge takes time whatever it leaves out, so that few large ones may do better than many small ones.
     """
-    every, two = range(space.blocks), {space.blocks // 4, space.blocks // 2}
     found = []
-    for cut, blocks in itertools.product(CUTS, (every, two)):
-        rates = (tuple(rate if block in blocks else 0 for block in every) for rate in range(1, space.tokens // 2 + 1))
+    for cut, before in itertools.product(CUTS, ((), (0,) * min(2, space.blocks // 2 - 1))):
+        rates = ((*before, rate) for rate in range(1, space.tokens // 2 + 1))
         found.append(next((rate for rate in rates if 1 - space.work(rate, 0) >= cut), ()))
     return tuple(dict.fromkeys(filter(None, found)))
 
@@ -204,14 +203,15 @@ def _asked(
     floats = [name for name in space.recipes[1:] if name not in space.quantized]
     quantized = sorted(space.quantized, key=lambda name: (name != Recipe().name, name))  # the default first
     required = (REFERENCE, *(Design(name) for name in (*floats[:1], *quantized[:1])))
-    rungs = rungs_of(len(ours.judged), workshop.took.seconds["image"], budget.seconds)
+    fewest = FEWEST_POINTS if points else FEWEST
+    rungs = rungs_of(len(ours.judged), workshop.took.seconds["image"], budget.seconds, fewest)
     return space, goal, workshop.seconds, rungs, required, workshop.freeing
 
 
-def rungs_of(images: int, image_s: float, seconds: float) -> tuple[int, ...]:
+def rungs_of(images: int, image_s: float, seconds: float, fewest: int) -> tuple[int, ...]:
     """Numbers of images to judge on: what takes little time, and RUNG times as many, up to all or to a part of the time."""
-    last = max(min(images, int(LAST_PART * seconds / image_s)), min(images, FEWEST))
-    first = min(max(int(FIRST_S / image_s), FEWEST), last)
+    last = max(min(images, int(LAST_PART * seconds / image_s)), min(images, fewest))
+    first = min(max(int(FIRST_S / image_s), fewest), last)
     rungs = [first]
     while rungs[-1] < last:
         rungs.append(min(RUNG * rungs[-1], last))
@@ -224,8 +224,8 @@ def _recall(journal: Journal, workshop: Workshop, search: Search, told: Told) ->
     known = [found for entry in journal.read() if (found := workshop.recall(entry)) and found.design != REFERENCE]
     for found in known:
         search.add(found)
-    if known:
-        told.note(f"{len({found.design for found in known})} designs were measured by an earlier run")
+    if designs := {found.design for found in known}:
+        told.note(f"{len(designs)} design{'s were' if len(designs) > 1 else ' was'} measured by an earlier run")
 
 
 def run(search: Search, workshop: Workshop, journal: Journal, told: Told, notes: list[str]) -> bool:
