@@ -236,12 +236,14 @@ def test_only_a_plain_vit_gets_fewer_tokens(made: Made) -> None:
         (1, 0.1, 300, (1,)),
         (50_000, 0.05, 60, (30, 120)),
         (50_000, 9, 60, (16,)),
+        (1266, 0.019, 300, (78, 312, 1266)),
+        (100, 0.025, 300, (100,)),
     ],
 )
 def test_rungs_begin_with_what_is_quick_and_end_with_what_time_allows(
     images: int, image_s: float, seconds: float, rungs: tuple[int, ...]
 ) -> None:
-    assert rungs_of(images, image_s, seconds, 16) == rungs
+    assert rungs_of(images, image_s, 1.5, seconds, 16) == rungs
 
 
 def test_a_trial_is_one_line_for_people() -> None:

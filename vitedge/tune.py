@@ -33,7 +33,7 @@ from vitedge.workspace import known_recipes, load_recipe, load_target
 FINAL = 0.25  # of the time, kept for measuring the finalists
 FINALISTS = 10
 HURRY_S = 20.0  # for the finalists after Ctrl-C
-FIRST_S = 1.5  # of judging a pair, at first
+FIRST_S = 1.5  # of judging a pair, at first and at least
 LAST_PART = 0.1  # of the time that judging a pair may take at last
 FEWEST, FEWEST_POINTS = 16, 64  # images that a trial is judged on, for noise and for points of accuracy
 RUNG = 4  # times as many images from rung to rung
@@ -204,18 +204,20 @@ def _asked(
     quantized = sorted(space.quantized, key=lambda name: (name != Recipe().name, name))  # the default first
     required = (REFERENCE, *(Design(name) for name in (*floats[:1], *quantized[:1])))
     fewest = FEWEST_POINTS if points else FEWEST
-    rungs = rungs_of(len(ours.judged), workshop.took.seconds["image"], budget.seconds, fewest)
+    took = workshop.took.seconds
+    first_s = max(FIRST_S, took["measure"] / 2)  # fewer images would hardly be quicker
+    rungs = rungs_of(len(ours.judged), took["image"], first_s, budget.seconds, fewest)
     return space, goal, workshop.seconds, rungs, required, workshop.freeing
 
 
-def rungs_of(images: int, image_s: float, seconds: float, fewest: int) -> tuple[int, ...]:
-    """Numbers of images to judge on: what takes little time, and RUNG times as many, up to all or to a part of the time."""
+def rungs_of(images: int, image_s: float, first_s: float, seconds: float, fewest: int) -> tuple[int, ...]:
+    """Numbers of images to judge on: what takes `first_s`, and RUNG times as many, up to all or to a part of all `seconds`."""
     last = max(min(images, int(LAST_PART * seconds / image_s)), min(images, fewest))
-    first = min(max(int(FIRST_S / image_s), fewest), last)
+    first = min(max(int(first_s / image_s), fewest), last)
     rungs = [first]
-    while rungs[-1] < last:
+    while 2 * rungs[-1] <= last:  # a rung that is hardly higher tells nothing new
         rungs.append(min(RUNG * rungs[-1], last))
-    return tuple(rungs)
+    return (*rungs[:-1], last)
 
 
 def _recall(journal: Journal, workshop: Workshop, search: Search, told: Told) -> None:
