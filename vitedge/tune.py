@@ -25,7 +25,7 @@ from vitedge.bench.run import Plan, benchmark
 from vitedge.errors import VitEdgeError
 from vitedge.images import list_images, sample
 from vitedge.pipeline import ModelSource, Watcher, absent, require_compiler
-from vitedge.search import Design, Found, Freeing, Goal, Search, Space, Trial, decibels
+from vitedge.search import Design, Found, Goal, Search, Space, decibels
 from vitedge.specs import ModelCard, Recipe, Target
 from vitedge.workshop import REFERENCE, Clocked, Journal, Materials, OutOfTime, Workshop
 from vitedge.workspace import known_recipes, load_recipe, load_target
@@ -130,11 +130,12 @@ def tune(job: TuneJob, watcher: Watcher, clock: Callable[[], float] = time.monot
     told.begin(REFERENCE.name)
     graph = workshop.begin()
     told.end(f"{workshop.reference_ms:.2f} ms: the reference")
-    search = Search(*_asked(job, workshop, graph, budget))
+    search = _search(job, workshop, graph, budget)
     journal = workshop.journal()
     notes = [FLATTERED] if judged is files else []
     _recall(journal, workshop, search, told)
     hurried = run(search, workshop, journal, told, notes)
+    notes += dict.fromkeys(workshop.notes)
     document, engines = _finish(search, workshop, told, HURRY_S if hurried else budget.left, notes, (job.judge or job.images))
     return Tuned(document, engines, graph.parent, len(search.found))
 
@@ -187,14 +188,12 @@ def _rates(space: Space) -> tuple[tuple[int, ...], ...]:
     return tuple(dict.fromkeys(filter(None, found)))
 
 
-def _asked(
-    job: TuneJob, workshop: Workshop, graph: Path, budget: Budget
-) -> tuple[Space, Goal, Callable[[Trial], float], tuple[int, ...], tuple[Design, ...], Freeing]:
-    """What a Search is made from."""
+def _search(job: TuneJob, workshop: Workshop, graph: Path, budget: Budget) -> Search:
+    """The search for what is asked for, before its first trial."""
     ours, card = workshop.materials, read_source(graph).card
     space = space_of(ours.recipes, card, graph, load_backend(ours.target.backend).float_types(ours.target))
     workshop.within(space)
-    points = card.task == "classify"
+    points = workshop.counts_points
     goal = Goal(
         points,
         job.budget_ms / workshop.reference_ms if job.budget_ms is not None else None,
@@ -207,7 +206,7 @@ def _asked(
     took = workshop.took.seconds
     first_s = max(FIRST_S, took["measure"] / 2)  # fewer images would hardly be quicker
     rungs = rungs_of(len(ours.judged), took["image"], first_s, budget.seconds, fewest)
-    return space, goal, workshop.seconds, rungs, required, workshop.freeing
+    return Search(space, goal, workshop.seconds, rungs, required, workshop.freeing)
 
 
 def rungs_of(images: int, image_s: float, first_s: float, seconds: float, fewest: int) -> tuple[int, ...]:
