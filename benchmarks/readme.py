@@ -26,6 +26,12 @@ from vitedge.workspace import read_json, write_file
 ROOT = Path(__file__).resolve().parents[1]
 Columns = Mapping[tuple[str, str], tuple[str, str]]  # (section, figure) of quantizers.json -> head and format
 SECTIONS = {"focus": "ViT-S/14", "fashion": "Fashion ViT"}
+PEER_MODELS = {
+    "vit-ti16": "ViT-Ti/16 (random)",
+    "vit-s16": "ViT-S/16 (random)",
+    "vit-b16": "ViT-B/16 (random)",
+    "focus": "ViT-S/14 (trained)",
+}
 QUALITY: Columns = {
     ("focus", "sqnr_db"): ("ViT-S/14 tokens, dB", ".1f"),
     ("focus", "class_sqnr_db"): ("class token, dB", ".1f"),
@@ -36,6 +42,7 @@ QUALITY: Columns = {
     ("fashion", "agreement"): ("agreement, %", ".2f"),
 }
 COST: Columns = {("focus", "seconds"): ("ViT-S/14, s", ".0f"), ("focus", "peak_mib"): ("peak, MiB", ".0f")}
+PROJECTED = (2, 16, 64, 256)  # workers
 PLAIN, INT8 = ("plain", "exact"), ("int8", "exact")  # the first and the last step of the ablation
 BLOCK = re.compile(r"(?<=<!-- table: )(?P<name>\w+)(?P<mark> -->\n)(?P<body>.*?)(?=<!-- /table -->)", re.DOTALL)
 
@@ -104,6 +111,44 @@ def cpu_latency(document: dict[str, Any]) -> str:
     rows = [latency_row(row, beside.get(row["name"]), ours) for row in features["candidates"]]
     skipped = [[name, f"skipped: {reason}", "", "", "", "", ""] for name, reason in features["skipped"].items()]
     return f"{markdown([head, *rows, *skipped])}\n{caption(document)}\n"
+
+
+def peers_cpu(document: dict[str, Any]) -> str:
+    """The table of peers_cpu.py: an engine a row, its time and SQNR on each model, marked where no other beats it in both."""
+    sections, ours = document["sections"], document["ratio_to"]
+    names = dict.fromkeys(one["name"] for part in sections.values() for one in part["document"]["candidates"])
+    head = ["engine", *(text for name in sections for text in (f"{PEER_MODELS[name]}, ms", f"× {ours}", "SQNR, dB"))]
+    rows = []
+    for name in names:
+        cells = [name, *(cell for part in sections.values() for cell in peer_cells(part, name))]
+        rows.append([f"**{cell}**" if cell else "" for cell in cells] if name == ours else cells)
+    return f"{markdown([head, *rows])}\n{peers_caption(document)}\n"
+
+
+def peer_cells(section: dict[str, Any], name: str) -> list[str]:
+    """Milliseconds, ratio and SQNR of one engine on one model; why, where it failed."""
+    one = next((one for one in section["document"]["candidates"] if one["name"] == name), None)
+    if one is None or one["failed"]:
+        return [f"failed: {one['failed']}" if one else "", "", ""]
+    ratio = section["ratios"].get(name)
+    beside = f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})" if ratio else "1.00"
+    mark = " ●" if name in section["frontier"] else ""
+    sqnr = one["judged"]["sqnr_db"]
+    return [f"{one['timings'][0]['centiles_ms'][50]:.2f}{mark}", beside, "reference" if sqnr is None else f"{sqnr:.1f}"]
+
+
+def peers_caption(document: dict[str, Any]) -> str:
+    """What, where, with what and how it was measured."""
+    where, sections = document["environment"], document["sections"]
+    packages = ", ".join(f"{name} {version}" for name, version in document["versions"].items() if version)
+    judged = [one["judged"] for part in sections.values() for one in part["document"]["candidates"] if one["judged"]]
+    images = max(one["images"] for one in judged)
+    return (
+        f"● no other is as fast and as accurate. Medians at batch {document['batch']}, {document['seconds']:g} s an engine, in "
+        f"turns; in brackets the {document['interval']} interval of the ratio. SQNR: of {images} images that calibration never "
+        f"saw, against torch in FP32; of random weights it tells of the arithmetic alone. {where['machine']}, {where['cores']} "
+        f"cores ({where['int8']}), {where['date']}; {packages}. `{where['command']}`"
+    )
 
 
 def bench_table(document: dict[str, Any]) -> str:
@@ -295,6 +340,46 @@ def preprocess_caption(document: dict[str, Any]) -> str:
     )
 
 
+def scale(document: dict[str, Any]) -> str:
+    """The table of scale.py: one process, and so many workers, for each task and model."""
+    head = ["", "workers", "images", "s", "images/s", "× one worker", "× one process", "sent, bytes an image", "received", "same"]
+    rows, where = document["rows"], document["environment"]
+    speeds = {(row["task"], row["model"], row["workers"]): row["images_per_s"] for row in rows}
+    cells = [[f"{row['task']} {row['model']}", *scale_row(row, speeds)] for row in rows]
+    starts = [row["start_s"] for row in rows if row["workers"]]
+    return (
+        f"{markdown([head, *cells])}\n{where['machine']}, {where['cores']} cores, {where['date']}; the workers start in "
+        f"{min(starts):.0f} to {max(starts):.0f} s, which is not in the times. `{where['command']}`\n\n{projection(rows)}"
+    )
+
+
+def projection(rows: Sequence[dict[str, Any]]) -> str:
+    """How long a million images would take more workers at the rate of each of two, and what the last of them would read."""
+    head = ["a million images, computed", *(f"{workers} workers" for workers in PROJECTED), "read at the last"]
+    cells = []
+    for row in rows:
+        if row["task"] == "judge" and row["workers"] == 2:
+            rate = row["images_per_s"] / row["workers"]
+            times = [f"{1e6 / (rate * workers) / 3600:.2f} h" for workers in PROJECTED]
+            cells.append([f"judge {row['model']}", *times, f"{rate * PROJECTED[-1] * row['image_bytes'] / 1e6:.1f} MB/s"])
+    return markdown([head, *cells])
+
+
+def scale_row(row: dict[str, Any], speeds: Mapping[tuple[str, str, int], float]) -> list[str]:
+    """The cells behind the name of what was done; workers 0 is one process without any."""
+    ratios = [speeds.get((row["task"], row["model"], workers)) for workers in (1, 0)]
+    moved = [f"{row[key] / row['images']:.0f}" if row["workers"] else "" for key in ("sent_bytes", "received_bytes")]
+    return [
+        str(row["workers"] or "one process"),
+        str(row["images"]),
+        f"{row['seconds']:.1f}",
+        f"{row['images_per_s']:.1f}",
+        *(f"{row['images_per_s'] / ratio:.2f}" if ratio else "" for ratio in ratios),
+        *moved,
+        "yes" if row["same"] else "**no**",
+    ]
+
+
 def overhead(document: dict[str, Any]) -> str:
     """The table of overhead.py: the bare call, and what a frame needs on top of it."""
     stages, memory = document["stages_ms"], document["memory"]
@@ -416,11 +501,13 @@ TABLES = {
     "fashion_vit": Table("fashion_vit", bench_table),
     "focus_vits14": Table("focus_vits14", bench_table),
     "cpu_latency": Table("cpu_latency", cpu_latency),
+    "peers_cpu": Table("peers_cpu", peers_cpu),
     "preprocess": Table("preprocess", preprocess, "docs/preprocessing.md"),
     "quantizers": Table("quantizers", quantizers),
     "quantizers_ablation": Table("quantizers", quantizers_ablation, "docs/quantization.md"),
     "overhead": Table("overhead", overhead, "docs/runtime.md"),
     "batching": Table("batching", batching, "docs/runtime.md"),
+    "scale": Table("scale", scale, "docs/scale.md"),
     "viewers": Table("viewers", viewers, "docs/web.md"),
     "rtx_builds": Table("rtx_builds", rtx_builds),
     "rtx_builds_all": Table("rtx_builds", rtx_table, "docs/tensorrt.md"),

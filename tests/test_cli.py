@@ -43,8 +43,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
 COMMANDS = (
-    "make", "export", "calibrate", "quantize", "build", "pack", "refit", "run", "bench", "report", "estimate", "sensitivity",
-    "verify", "explain", "doctor", "init", "models",
+    "make", "tune", "export", "calibrate", "quantize", "build", "pack", "refit", "run", "bench", "report", "estimate",
+    "sensitivity", "verify", "explain", "doctor", "init", "models",
 )  # fmt: skip
 WRITTEN = 18  # files, by `vitedge init`: two READMEs, four recipes, twelve targets
 RECORD = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ import pytest
 
 from tests.engines import ROOT, Made, Silent
 from tests.models import tiny_vit, write_noise
+from vitedge import cli
+from vitedge.bench.document import load_document
 from vitedge.bench.frontier import choose
 from vitedge.errors import VitEdgeError
 from vitedge.pipeline import ModelSource
 from vitedge.search import Design, Found, Goal, Search, Space, Trial
 from vitedge.specs import Recipe, Target
-from vitedge.tune import Budget, Told, TuneJob, check_minutes, describe, run, rungs_of, space_of, suitable, tune
+from vitedge.tune import Budget, Told, Tuned, TuneJob, check_minutes, describe, run, rungs_of, space_of, suitable, tune
 from vitedge.workshop import Clocked, Journal, OutOfTime
 
 pytest.importorskip("torch")
@@ -86,6 +89,30 @@ def test_a_tiny_model_is_tuned_killed_resumed_and_ended_by_ctrl_c(workspace: Pat
     assert choose([found.document]).candidate.name in found.engines
 
 
+def test_the_command_writes_what_it_found_and_fails_where_nothing_is_fast_enough(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a second there is time for the reference alone, and for what an earlier test has measured."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr("vitedge.workshop.TIMED_S", 0.05)
+    given = ["tune", "vit.py:tiny_vit", "--images", "noise", "--minutes", "0.01", "--json", "found.json"]
+    cli.app(given, standalone_mode=False)
+    said = capsys.readouterr().out
+    found = load_document(workspace / "found.json")
+    (engine,) = re.findall(r"^engine: (engines/tiny-vit/[\w-]+)$", said, re.MULTILINE)
+    assert (workspace / engine / "manifest.json").is_file() and found.candidates[0].variant == "fp32"
+    assert "report: engines/tiny-vit/tune.html" in said and "tiny-vit/fp32@openvino" in said
+    assert "<svg" in (workspace / "engines/tiny-vit/tune.html").read_text("utf-8")
+    monkeypatch.setattr("vitedge.tune.tune", lambda job, watcher: Tuned(found, {}, workspace, 1))  # what it has just found
+    with pytest.raises(VitEdgeError, match=r"0\.0001"):
+        cli.app([*given, "--report", "other.html", "--budget-ms", "0.0001"], standalone_mode=False)
+    assert (workspace / "other.html").is_file() and "fp32@openvino" in capsys.readouterr().out
+    with pytest.raises(VitEdgeError, match="would be overwritten"):
+        cli.app([*given, "--report", "noise"], standalone_mode=False)
+    with pytest.raises(VitEdgeError, match="some minutes"):
+        cli.app([*given, "--minutes", "0"], standalone_mode=False)
+
+
 @dataclass
 class Fake:
     """A workshop that takes made-up time and finds made-up figures."""
@@ -117,7 +144,7 @@ class Fake:
         return {"design": dataclasses.asdict(found.design)}
 
 
-SPACE = Space(("fp32", "bf16", "int8"), frozenset({"int8"}), (1, 2), (), ((2,) * 12, (4,) * 12), (192,), 196, 12, 224)
+SPACE = Space(("fp32", "bf16", "int8"), frozenset({"int8"}), (1, 2), (), ((2,), (4,)), (192,), 196, 12, 224)
 
 
 def fake_run(seconds: float, tmp_path: Path, fake: Fake) -> tuple[Search, Silent, list[str], bool]:
@@ -194,8 +221,7 @@ def test_only_a_plain_vit_gets_fewer_tokens(made: Made) -> None:
     space = space_of(recipes, square, graph, ("bf16", "fp32"))
     assert (space.tokens, space.size) == (49, 28) and space.blocks > 1 and space.floats == ("fp32",)
     assert space.sizes == (24, 20, 16) and all(0 < 1 - space.work(rate, 0) < 0.7 for rate in space.merged)
-    assert {len(rate) for rate in space.merged} == {space.blocks} and len(set(space.merged)) == len(space.merged) >= 5
-    assert any(len(set(rate)) == 1 for rate in space.merged) and any(rate.count(0) == space.blocks - 2 for rate in space.merged)
+    assert {len(rate) for rate in space.merged} == {1, space.blocks // 2} and len(set(space.merged)) == len(space.merged) >= 5
     hierarchical = space_of(recipes, dataclasses.replace(square, patch=None), graph, ("fp32",))
     assert not (hierarchical.merged or hierarchical.sizes or hierarchical.floats) and hierarchical.freed
     oblong = space_of(recipes, dataclasses.replace(card, patch=8), graph, ("fp32",))
@@ -204,12 +230,20 @@ def test_only_a_plain_vit_gets_fewer_tokens(made: Made) -> None:
 
 @pytest.mark.parametrize(
     ("images", "image_s", "seconds", "rungs"),
-    [(10_000, 0.001, 300, (1500, 6000, 10_000)), (32, 0.1, 300, (16, 32)), (1, 0.1, 300, (1,)), (50_000, 0.05, 60, (30, 120))],
+    [
+        (10_000, 0.001, 300, (1500, 10_000)),
+        (32, 0.1, 300, (16, 32)),
+        (1, 0.1, 300, (1,)),
+        (50_000, 0.05, 60, (30, 120)),
+        (50_000, 9, 60, (16,)),
+        (1266, 0.019, 300, (78, 312, 1266)),
+        (100, 0.025, 300, (100,)),
+    ],
 )
 def test_rungs_begin_with_what_is_quick_and_end_with_what_time_allows(
     images: int, image_s: float, seconds: float, rungs: tuple[int, ...]
 ) -> None:
-    assert rungs_of(images, image_s, seconds) == rungs
+    assert rungs_of(images, image_s, 1.5, seconds, 16) == rungs
 
 
 def test_a_trial_is_one_line_for_people() -> None:

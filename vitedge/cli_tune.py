@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from vitedge.errors import VitEdgeError
-from vitedge.options import Checkpoint, Images, Json, Model, Preparation, require_other
+from vitedge.options import Checkpoint, Images, Json, Labels, Model, Preparation, require_other
 from vitedge.terminal import Terminal, err, out, print_notes
 from vitedge.workspace import find_root, known_recipes, known_targets, short_path
 
@@ -29,7 +29,10 @@ def complete_target(typed: str) -> list[str]:
 def tune(
     model: Model,
     images: Images,
-    judge: Annotated[Path | None, typer.Option(help="Images to measure accuracy on, if not those of --images.")] = None,
+    labels: Labels = None,
+    judge: Annotated[
+        Path | None, typer.Option(help="Images to measure accuracy on, if not those of --images; --labels is then of these.")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="How long all of it may take; a second run goes on from there.")] = 10.0,
     budget_ms: Annotated[float | None, typer.Option(help="What a call may take: ship the most accurate within it.")] = None,
     max_drop: Annotated[
@@ -63,7 +66,17 @@ def tune(
     require_other(report, json_file, of=[images, judge, checkpoint, preprocess])
     source = ModelSource(model, checkpoint, preprocess)
     job = TuneJob(
-        source, images, find_root(), judge, minutes, tuple(recipe or ()), target, backend, budget_ms=budget_ms, max_drop=max_drop
+        source,
+        images,
+        find_root(),
+        judge,
+        minutes,
+        tuple(recipe or ()),
+        target,
+        backend,
+        budget_ms=budget_ms,
+        max_drop=max_drop,
+        labels=labels,
     )
     with closing(Terminal()) as terminal:
         found = search(job, terminal)

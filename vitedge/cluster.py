@@ -115,11 +115,15 @@ def on_one_core(
         yield found
 
 
-@contextmanager
-def judging(where: str, opener: Opener) -> Iterator[JudgeSpread]:
-    """What `judge` takes to have its parts judged by the workers at `where`, which end with it."""
-    with open_cluster(where) as cluster:
-        yield cluster.judging(opener)
+def judging(where: str, opener: Opener) -> JudgeSpread:
+    """What `judge` takes to have its parts judged by workers at `where`, which are gone before anything is timed."""
+    import_package("ray", "ray")  # said before any work is done
+
+    def spread(case: Case, files: Sequence[ImageFile]) -> Iterator[Part]:
+        with open_cluster(where) as cluster:
+            yield from cluster.judging(opener)(case, files)
+
+    return spread
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -211,8 +211,6 @@ def pack_step(graphs: Sequence[Path], target: Target, output: Path, watcher: Wat
 
 def export_step(source: ModelSource, files: Sequence[ImageFile], engines: Path, watcher: Watcher) -> Path:
     """The float ONNX file of a model, compared with torch when it is made."""
-    if source.size is not None:
-        raise VitEdgeError("changing the input's size is not there yet")
     key = _source_key(source)
     for existing in filter(is_readable, engines.glob(f"*/{FLOAT}{source.reduction.suffix}-{key}.onnx")):
         watcher.end("export", f"{short_path(existing)} is fresh")
@@ -380,13 +378,12 @@ def bench_step(
     """
     told, most = list(notes), max(MAX_BATCH, *plan.batches)
     watcher.begin("bench")
-    with ExitStack() as stack:
-        contenders = stack.enter_context(open_contenders(names, checkpoint, preprocess, max_batch=most))
+    spread = judging(ray, partial(on_one_core, names, checkpoint, preprocess, most)) if ray else None
+    with open_contenders(names, checkpoint, preprocess, max_batch=most) as contenders:
         if gate:
             settings = [(batch, one.threads, one.streams) for batch in plan.batches for one in plan.settings]
             found = [contender.name for contender in contenders]
             told += gate.require_comparable(found, settings, environment(), images_key(files))
-        spread = stack.enter_context(judging(ray, partial(on_one_core, names, checkpoint, preprocess, most))) if ray else None
         document = benchmark(
             contenders,
             files,

@@ -21,6 +21,7 @@ from benchmarks.readme import (
     quantizers_ablation,
     rewrite,
     rtx_table,
+    scale,
     viewers,
 )
 from vitedge.errors import VitEdgeError
@@ -272,3 +273,16 @@ def test_the_live_view_s_table_shows_what_viewers_cost() -> None:
     }  # fmt: skip
     assert "| 50 slow, dead or malicious viewers | 80.0 | 0.980 (0.970 - 1.010) | 0.027 |" in viewers(document)
     assert "focus in INT8 on frames of 640 x 272" in viewers(document)
+
+
+def test_scale_divides_by_one_worker_and_by_one_process() -> None:
+    row = {"task": "judge", "model": "vit", "images": 1000, "image_bytes": 1000, "seconds": 10.0, "same": True}
+    none = {**row, "workers": 0, "images_per_s": 100.0, "start_s": 0.0, "sent_bytes": 0, "received_bytes": 0}
+    one = {**row, "workers": 1, "images_per_s": 60.0, "start_s": 4.0, "sent_bytes": 80_000, "received_bytes": 1000}
+    rows = [none, one, {**one, "workers": 2, "images_per_s": 120.0, "same": False}]
+    table = scale({"environment": DOCUMENT["environment"], "rows": rows})
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert lines[2] == ["judge vit", "one process", "1000", "10.0", "100.0", "1.67", "1.00", "", "", "yes"]
+    assert lines[4] == ["judge vit", "2", "1000", "10.0", "120.0", "2.00", "1.20", "80", "1", "**no**"]
+    assert "4 to 4 s" in table
+    assert lines[-1] == ["judge vit", "2.31 h", "0.29 h", "0.07 h", "0.02 h", "15.4 MB/s"]  # at 60 images a second each

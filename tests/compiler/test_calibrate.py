@@ -80,7 +80,12 @@ def test_statistics_are_the_same_in_any_order_and_in_any_pieces(batches: list[Va
         for batch in order:
             shuffled.add(batch)
         at_once.add(np.concatenate(batches))
-        for other in (shuffled, at_once):
+        merged = make()
+        for batch in order:
+            alone = make()
+            alone.add(batch)
+            merged.merge(alone)
+        for other in (shuffled, at_once, merged):
             assert vars(forward).keys() == vars(other).keys()
             assert all(np.array_equal(value, vars(other)[key]) for key, value in vars(forward).items())
 

@@ -22,6 +22,7 @@ from vitedge.compiler.graph import load
 from vitedge.compiler.quantize import prepare
 from vitedge.compiler.rounding import Moments
 from vitedge.compiler.smooth import sites
+from vitedge.exact import MOST_PARTS, ExactSum
 from vitedge.specs import Recipe
 
 RECIPE = Recipe(min_images=1)
@@ -58,6 +59,23 @@ def test_channels_are_numpys_however_tokens_are_split(seed: int, channels: int, 
         assert found.count == len(tokens)
 
 
+def test_channels_are_the_same_to_the_last_bit_in_any_order_and_from_any_parts() -> None:
+    images = images_of(0, [11] * 30, 6)
+    whole = Channels()
+    for image in images:
+        whole.add(image)
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        parts = [Channels() for _ in range(4)]
+        for index in random.permutation(len(images)).tolist():
+            parts[random.integers(4)].add(images[index])
+        total = Channels()
+        for part in parts:
+            total.merge(part)
+        assert total.mean.tobytes() == whole.mean.tobytes() and total.variance.tobytes() == whole.variance.tobytes()
+        assert (total.low.tobytes(), total.high.tobytes()) == (whole.low.tobytes(), whole.high.tobytes())
+
+
 def size_of(collector: object) -> int:
     """Bytes of all that a collector holds on to."""
     return sum(value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(0) for value in vars(collector).values())
@@ -71,6 +89,8 @@ def test_what_a_collector_holds_does_not_grow_with_the_number_of_images(make: Ca
         collector.add(image)
         sizes.append(size_of(collector))
     assert len(set(sizes)) == 1
+    sums = [value for value in vars(collector).values() if isinstance(value, ExactSum)]
+    assert all(len(total._parts) <= MOST_PARTS for total in sums)
 
 
 # Candidates
