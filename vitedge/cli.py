@@ -74,6 +74,9 @@ def complete_target(typed: str) -> list[str]:
     return [name for name in known_targets() if name.startswith(typed)]
 
 
+Size = Annotated[int | None, typer.Option(help="Side of the square images of a plain ViT, in place of its own.", min=1)]
+
+
 def _counts(given: str) -> int | tuple[int, ...]:
     """The tokens to merge: a number, or several with commas between them."""
     try:
@@ -130,6 +133,7 @@ def make(
     seconds: Annotated[float, typer.Option(help="How long each engine is timed.", callback=some_seconds)] = 3.0,
     tolerance: Tolerance = 1e-4,
     merge_tokens: MergeTokens = "0",
+    size: Size = None,
     json_file: Json = None,
 ) -> None:
     """Do everything: export, calibrate, quantize, build, measure. What is fresh is skipped. For another machine: a bundle."""
@@ -137,7 +141,7 @@ def make(
     from vitedge.bound import Bound, check_bound
 
     require_other(json_file, of=[images, judge, checkpoint, preprocess])
-    source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens))
+    source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens), size)
     bound = Bound(max_drop, min_sqnr)
     recipes = tuple(recipe or ["int8"])
     job = pipeline.Job(source, images, find_root(), judge, recipes, target, seconds, bound, backend, labels)
@@ -167,13 +171,14 @@ def export(
     labels: Labels = None,
     tolerance: Tolerance = 1e-4,
     merge_tokens: MergeTokens = "0",
+    size: Size = None,
 ) -> None:
-    """Turn a PyTorch model into ONNX with int8 patches as input, and compare the two; then merge tokens, where asked for."""
+    """Turn a PyTorch model into ONNX with int8 patches as input, and compare the two; then let it compute less, if asked to."""
     from vitedge import pipeline
 
     files = read_dataset(images, labels)
     with contextlib.closing(Terminal()) as terminal:
-        source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens))
+        source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens), size)
         path = pipeline.export_step(source, files, find_root() / "engines", terminal)
     out.print(short_path(path), markup=False, soft_wrap=True)
 

@@ -27,6 +27,7 @@ CUT_POINTS, CUT_NOISE = 8.0, 0.1  # that leaving out all tokens would lose, as t
 HOPE = 0.8  # of the least loss seen: what an INT8 recipe not tried yet may have
 OUTSIDE = 0.1  # of its gain is left to a design that misses what the user asked for
 INFORMS = 0.5  # of the best gain that a trial tells more about counts as its own
+NEAR = (0.9, 0.5)  # factors of latency and loss by which a guess may be too high: tried where nothing better is left
 PROMISE = 0.002  # of the frontier's area: a smaller gain is not worth a trial
 
 
@@ -35,8 +36,8 @@ class Design:
     """One way to build the model.
 
     freed: so many of the costliest Linears compute in float. floats: the type of all that is not INT8; "" for the recipe's.
-    merged: tokens that each block merges, one number a block; () for none. size: of the image, height and width in pixels; 0
-    for the model's own.
+    merged: tokens that each block merges; of several numbers, one for each block, beginning again after the last; () for none.
+    size: of the image, height and width in pixels; 0 for the model's own.
     """
 
     recipe: str
@@ -146,7 +147,7 @@ class Space:
         if not self.tokens or not self.blocks:
             return 1.0
         tokens, seen = self.tokens * ((size or self.size) / self.size) ** 2, 0.0
-        for count in merged or (0,) * self.blocks:
+        for count in itertools.islice(itertools.cycle(merged or (0,)), self.blocks):
             tokens -= min(count, tokens / 2)  # half of them have a partner to merge into
             seen += tokens
         return seen / self.blocks / self.tokens
@@ -215,7 +216,8 @@ class Search:
             trial = Trial(design, self.rungs[0])
             if design in self._open and self._seconds(trial) <= left_s:
                 return trial
-        return self._promotion(left_s, halving=True) or self._new(left_s) or self._promotion(left_s, halving=False)
+        promising = self._promotion(left_s, halving=True) or self._new(left_s)
+        return promising or self._promotion(left_s, halving=False) or self._new(left_s, *NEAR)
 
     def frontier(self) -> list[Found]:
         """What may lie on the frontier, by all that was measured, the fastest first."""
@@ -291,13 +293,13 @@ class Search:
         pairs = [(one, one.design.plain) for one in self.found.values() if which(one.design)]
         return [(one, self.found[plain]) for one, plain in pairs if plain != one.design and plain in self.found]
 
-    def _new(self, left_s: float) -> Trial | None:
-        """The design not tried yet that promises most for its time."""
+    def _new(self, left_s: float, faster: float = 1.0, better: float = 1.0) -> Trial | None:
+        """The design not tried yet that promises most for its time. faster, better: factors on what is guessed."""
         stairs = self._stairs((one.ratio, one.loss) for one in self.found.values())
         gains = {}
         for design in self._ready():
             guess = self.guess(design)
-            gains[design] = self._gain_over(stairs, *guess) if guess else math.inf
+            gains[design] = self._gain_over(stairs, guess[0] * faster, guess[1] * better) if guess else math.inf
         if not gains or max(gains.values()) < PROMISE * max(_area(stairs), PROMISE):
             return None
         told: dict[tuple[tuple[int, ...], int], float] = {}

@@ -26,7 +26,7 @@ from vitedge.datasets import list_dataset
 from vitedge.errors import VitEdgeError
 from vitedge.images import sample
 from vitedge.pipeline import ModelSource, Watcher, absent, require_compiler
-from vitedge.search import Design, Found, Freeing, Goal, Search, Space, Trial, decibels
+from vitedge.search import Design, Found, Goal, Search, Space, decibels
 from vitedge.specs import ModelCard, Recipe, Target
 from vitedge.workshop import REFERENCE, Clocked, Journal, Materials, OutOfTime, Workshop
 from vitedge.workspace import known_recipes, load_recipe, load_target
@@ -34,9 +34,9 @@ from vitedge.workspace import known_recipes, load_recipe, load_target
 FINAL = 0.25  # of the time, kept for measuring the finalists
 FINALISTS = 10
 HURRY_S = 20.0  # for the finalists after Ctrl-C
-FIRST_S = 1.5  # of judging a pair, at first
+FIRST_S = 1.5  # of judging a pair, at first and at least
 LAST_PART = 0.1  # of the time that judging a pair may take at last
-FEWEST = 16  # images that a trial is judged on
+FEWEST, FEWEST_POINTS = 16, 64  # images that a trial is judged on, for noise and for points of accuracy
 RUNG = 4  # times as many images from rung to rung
 FINAL_SHARE = 0.4  # of the last part goes to judging, as much to timing; the rest is for opening
 TURNS = 2.2  # times as long as its timed calls an engine takes, with what lies between turns
@@ -134,11 +134,12 @@ def tune(job: TuneJob, watcher: Watcher, clock: Callable[[], float] = time.monot
     told.begin(REFERENCE.name)
     graph = workshop.begin()
     told.end(f"{workshop.reference_ms:.2f} ms: the reference")
-    search = Search(*_asked(job, workshop, graph, budget))
+    search = _search(job, workshop, graph, budget)
     journal = workshop.journal()
     notes = [*odd, *([FLATTERED] if judged is files else [])]
     _recall(journal, workshop, search, told)
     hurried = run(search, workshop, journal, told, notes)
+    notes += dict.fromkeys(workshop.notes)
     document, engines = _finish(search, workshop, told, HURRY_S if hurried else budget.left, notes, (job.judge or job.images))
     return Tuned(document, engines, graph.parent, len(search.found))
 
@@ -180,26 +181,23 @@ def space_of(recipes: Mapping[str, Recipe], card: ModelCard, graph: Path, native
 
 
 def _rates(space: Space) -> tuple[tuple[int, ...], ...]:
-    """Tokens to merge in each block, the fewest that leave out each of the parts CUTS: alike in all, and many in two of them.
+    """Tokens to merge, the fewest that leave out each of the parts CUTS: in every block, and in every third.
 
-    A merge takes time whatever it leaves out, so that two large ones may do better than one in every block.
+    A merge takes time whatever it leaves out, so that few large ones may do better than many small ones.
     """
-    every, two = range(space.blocks), {space.blocks // 4, space.blocks // 2}
     found = []
-    for cut, blocks in itertools.product(CUTS, (every, two)):
-        rates = (tuple(rate if block in blocks else 0 for block in every) for rate in range(1, space.tokens // 2 + 1))
+    for cut, before in itertools.product(CUTS, ((), (0,) * min(2, space.blocks // 2 - 1))):
+        rates = ((*before, rate) for rate in range(1, space.tokens // 2 + 1))
         found.append(next((rate for rate in rates if 1 - space.work(rate, 0) >= cut), ()))
     return tuple(dict.fromkeys(filter(None, found)))
 
 
-def _asked(
-    job: TuneJob, workshop: Workshop, graph: Path, budget: Budget
-) -> tuple[Space, Goal, Callable[[Trial], float], tuple[int, ...], tuple[Design, ...], Freeing]:
-    """What a Search is made from."""
+def _search(job: TuneJob, workshop: Workshop, graph: Path, budget: Budget) -> Search:
+    """The search for what is asked for, before its first trial."""
     ours, card = workshop.materials, read_source(graph).card
     space = space_of(ours.recipes, card, graph, load_backend(ours.target.backend).float_types(ours.target))
     workshop.within(space)
-    points = card.task == "classify"
+    points = workshop.counts_points
     goal = Goal(
         points,
         job.budget_ms / workshop.reference_ms if job.budget_ms is not None else None,
@@ -208,18 +206,21 @@ def _asked(
     floats = [name for name in space.recipes[1:] if name not in space.quantized]
     quantized = sorted(space.quantized, key=lambda name: (name != Recipe().name, name))  # the default first
     required = (REFERENCE, *(Design(name) for name in (*floats[:1], *quantized[:1])))
-    rungs = rungs_of(len(ours.judged), workshop.took.seconds["image"], budget.seconds)
-    return space, goal, workshop.seconds, rungs, required, workshop.freeing
+    fewest = FEWEST_POINTS if points else FEWEST
+    took = workshop.took.seconds
+    first_s = max(FIRST_S, took["measure"] / 2)  # fewer images would hardly be quicker
+    rungs = rungs_of(len(ours.judged), took["image"], first_s, budget.seconds, fewest)
+    return Search(space, goal, workshop.seconds, rungs, required, workshop.freeing)
 
 
-def rungs_of(images: int, image_s: float, seconds: float) -> tuple[int, ...]:
-    """Numbers of images to judge on: what takes little time, and RUNG times as many, up to all or to a part of the time."""
-    last = max(min(images, int(LAST_PART * seconds / image_s)), min(images, FEWEST))
-    first = min(max(int(FIRST_S / image_s), FEWEST), last)
+def rungs_of(images: int, image_s: float, first_s: float, seconds: float, fewest: int) -> tuple[int, ...]:
+    """Numbers of images to judge on: what takes `first_s`, and RUNG times as many, up to all or to a part of all `seconds`."""
+    last = max(min(images, int(LAST_PART * seconds / image_s)), min(images, fewest))
+    first = min(max(int(first_s / image_s), fewest), last)
     rungs = [first]
-    while rungs[-1] < last:
+    while 2 * rungs[-1] <= last:  # a rung that is hardly higher tells nothing new
         rungs.append(min(RUNG * rungs[-1], last))
-    return tuple(rungs)
+    return (*rungs[:-1], last)
 
 
 def _recall(journal: Journal, workshop: Workshop, search: Search, told: Told) -> None:
@@ -228,8 +229,8 @@ def _recall(journal: Journal, workshop: Workshop, search: Search, told: Told) ->
     known = [found for entry in journal.read() if (found := workshop.recall(entry)) and found.design != REFERENCE]
     for found in known:
         search.add(found)
-    if known:
-        told.note(f"{len({found.design for found in known})} designs were measured by an earlier run")
+    if designs := {found.design for found in known}:
+        told.note(f"{len(designs)} design{'s were' if len(designs) > 1 else ' was'} measured by an earlier run")
 
 
 def run(search: Search, workshop: Workshop, journal: Journal, told: Told, notes: list[str]) -> bool:

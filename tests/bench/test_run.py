@@ -88,12 +88,12 @@ def test_a_document_of_real_engines_holds_every_figure(made: Made, files: list[A
     pytest.importorskip("openvino")
     engines = [str(made.engines["openvino", variant]) for variant in ("fp32", "int8")]
     told: list[str] = []
-    plan = Plan((1, 4), threads=(1,), streams=(1, 2), seconds=0.02, layers=True, dataset="clothes")
+    plan = Plan((2, 1), threads=(1,), seconds=0.02, layers=True, dataset="clothes")
     with open_contenders(engines) as found:
         document = benchmark(found, files, plan, notes=[], progress=lambda stage, part: told.append(stage))
     first, second = document.candidates
     settings = [(timed.batch, timed.threads, timed.streams) for timed in first.timings]
-    assert settings == [(1, 1, 1), (4, 1, 1), (1, 1, 2), (4, 1, 2)]
+    assert settings == [(2, 1, 1), (1, 1, 1)]
     assert document.reference == first.name and document.dataset == "clothes" and document.images_key
     for one in (first, second):
         assert one.open_ms > 0 and one.first_ms > 0 and one.judged and one.judged.top1 and one.judged.top1 > 80 and one.layers
@@ -104,9 +104,10 @@ def test_a_document_of_real_engines_holds_every_figure(made: Made, files: list[A
             assert timed.images_per_s > 0 and timed.bound_ms and (timed.power_w is None) == (timed.energy_mj is None)
     assert all(timed.speedup is None for timed in first.timings)
     for timed, other in zip(second.timings, first.timings, strict=True):
-        assert timed.speedup == pytest.approx(np.median(np.array(other.rounds_ms) / timed.rounds_ms), rel=1e-6)
+        ratios = np.array(other.rounds_ms) / timed.rounds_ms
+        assert timed.speedup == pytest.approx(np.exp(np.median(np.log(ratios))))
         assert timed.speedup_interval and timed.speedup_interval.low < timed.speedup < timed.speedup_interval.high
-    assert {"opening", "accuracy", "layers", "latency, batch 4, 1 thread, 2 streams"} <= set(told)
+    assert {"opening", "accuracy", "layers", "latency, batch 2, 1 thread"} <= set(told)
     save_document(document, tmp_path / "document.json")
     assert load_document(tmp_path / "document.json") == document
     assert "NaN" not in (tmp_path / "document.json").read_text()

@@ -28,6 +28,7 @@ from vitedge.compiler.activations import open_session
 from vitedge.compiler.graph import check_finite, linears, producers, rename_constant, rename_tensor, set_metadata
 from vitedge.compiler.merging import merge_tokens
 from vitedge.compiler.patches import integer_input
+from vitedge.compiler.resolution import resize_input
 from vitedge.compiler.simplify import simplify
 from vitedge.compiler.work import save_counted
 from vitedge.errors import ModelError, first_line
@@ -87,8 +88,8 @@ def export(
 
 def reduce(model: ModelProto, card: ModelCard, reduction: Reduction) -> ModelCard:
     """Let an exported model compute less, in place; returns the card that says so."""
-    merged = merge_tokens(model, reduction.merge_tokens)
-    card = dataclasses.replace(card, merged=merged)
+    card = resize_input(model, card, reduction.size) if reduction.size else card
+    card = dataclasses.replace(card, merged=merge_tokens(model, reduction.merge_tokens))
     set_metadata(model, card=card, variant=f"{FLOAT}{reduction.suffix}")
     return card
 

@@ -36,7 +36,7 @@ from vitedge.compiler.graph import (
     rename_tensor,
     rewire,
 )
-from vitedge.compiler.tokens import HINT, Block, Trunk, find_trunk, retarget, shapes_of
+from vitedge.compiler.tokens import HINT, Block, Trunk, find_trunk, picked_tokens, retarget, shapes_of
 from vitedge.errors import ModelError
 
 PURPOSE = "token merging"
@@ -142,7 +142,7 @@ def _merge(model: ModelProto, trunk: Trunk, block: Block, count: int, stage: _St
         origins = graph.put("MatMul", [stage.origins, origins], "origins")
     within = {id(node) for node in trunk.nodes}
     readers = [node for node in model.graph.node if x in node.input and id(node) in within]
-    put_nodes(model, graph.nodes, before=_next(model, x))
+    _put_behind(model, x, graph.nodes)
     rewire(model, x, graph.name, readers)
     return _Stage(left, row, origins)
 
@@ -255,10 +255,11 @@ class _Nodes:
         return put_constant(self._model, f"{self.name}.{name}.constant", array)
 
 
-def _next(model: ModelProto, tensor: str) -> NodeProto:
-    """The node behind the one that makes `tensor`."""
-    nodes = model.graph.node
-    return nodes[1 + next(index for index, node in enumerate(nodes) if tensor in node.output)]
+def _put_behind(model: ModelProto, tensor: str, nodes: Sequence[NodeProto]) -> None:
+    """Insert nodes right behind the one that makes `tensor`."""
+    position = next(index for index, node in enumerate(model.graph.node) if tensor in node.output)
+    for offset, node in enumerate(nodes, 1):
+        model.graph.node.insert(position + offset, node)
 
 
 def _outside(model: ModelProto, trunk: Trunk) -> dict[str, list[NodeProto]]:
@@ -286,13 +287,13 @@ def _copy_back(model: ModelProto, trunk: Trunk, tensor: str, stage: _Stage, read
     maker, merged = producers(model)[tensor], f"{tensor}.fewer"
     rename_tensor(model, tensor, merged, maker)
     copy = helper.make_node("MatMul", [stage.origins, merged], [tensor], name=f"{tensor}/restored")
-    put_nodes(model, [copy], before=_next(model, merged))
+    _put_behind(model, merged, [copy])
     rewire(model, merged, tensor, readers)
 
 
 def _needs_no_copies(model: ModelProto, reader: NodeProto, trunk: Trunk, stage: _Stage) -> bool:
     """Whether a reader wants only tokens that are never merged, or a mean of all, which is made a mean weighed by sizes."""
-    picked = _picked(model, reader, trunk.tokens)
+    picked = picked_tokens(model, reader, trunk.tokens)
     if picked is not None and np.isin(picked, range(trunk.first)).all():
         return True
     mean = reader if picked is None else _only_reader(model, reader)
@@ -308,20 +309,6 @@ def _needs_no_copies(model: ModelProto, reader: NodeProto, trunk: Trunk, stage: 
     put_nodes(model, graph.nodes, before=mean)
     mean.input[0] = weighed  # of one token: its mean is itself, with the shape that is wanted
     return True
-
-
-def _picked(model: ModelProto, reader: NodeProto, tokens: int) -> Array | None:
-    """The tokens that a Gather or Slice of axis 1 by constants picks; None for another node."""
-    values = [constant(model, name) for name in reader.input[1:]]
-    if reader.op_type == "Gather" and attribute(reader, "axis", 0) == 1 and values[0] is not None:
-        picked: Array = np.arange(tokens)[np.atleast_1d(values[0])]
-        return picked
-    if reader.op_type != "Slice" or len(values) < 3:
-        return None
-    start, end, axis, step = (*values, np.ones(1, np.int64))[:4]
-    if start is None or end is None or step is None or axis is None or axis.tolist() != [1]:
-        return None
-    return np.arange(tokens)[int(start[0]) : int(end[0]) : int(step[0])]
 
 
 def _only_reader(model: ModelProto, node: NodeProto) -> NodeProto | None:

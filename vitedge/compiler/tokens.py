@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from vitedge.compiler.activations import run_once
 from vitedge.compiler.attention import Attention, find_attentions
-from vitedge.compiler.graph import attribute, constant, infer, producers, put_constant
+from vitedge.compiler.graph import Array, attribute, constant, infer, producers, put_constant
 from vitedge.errors import ModelError
 
 UNARY = (
@@ -76,13 +76,14 @@ def find_trunk(model: ModelProto, purpose: str) -> Trunk:
 
 
 def shapes_of(model: ModelProto) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor for one image, as far as ONNX can say."""
+    """The shape of every tensor for one image: as ONNX infers it or, where it cannot, as one run shows it."""
     found = {}
     for name, entry in infer(model, one_image=True).items():
         kind = entry.type.tensor_type
         if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
             found[name] = tuple(dim.dim_value for dim in kind.shape.dim)
-    return found
+    unknown = [name for node in model.graph.node for name in node.output if name and name not in found]
+    return found | {name: array.shape for name, array in run_once(model, unknown).items()}
 
 
 def follow(
@@ -97,14 +98,22 @@ def follow(
     for node in nodes:
         held = {name: axes[name] for name in node.input if name in axes}
         if held:
-            rule = _rule(node)
-            missing = [name for name in (*node.input, *node.output) if name and name not in shapes]
-            found = None if missing or rule is None else rule(node, held, shapes, id(node) in mixing)
+            found = axes_behind(node, held, shapes, mixing=id(node) in mixing)
             if found is None:
                 what = f"{node.op_type} of {' and '.join(_told(shapes.get(name, ())) for name in held)}"
                 raise ModelError(f"the tokens cannot be followed through {node.name!r}: {what}", hint=HINT)
             axes.update(dict.fromkeys(node.output, found))
     return axes
+
+
+def axes_behind(node: NodeProto, held: Mapping[str, Axes], shapes: Shapes, *, mixing: bool) -> Axes | None:
+    """The axes of tokens in what a node makes of inputs that have some; None where the node cannot be followed.
+
+    mixing: whether it may compute along tokens, as attention does.
+    """
+    rule = _rule(node)
+    unknown = any(name and name not in shapes for name in (*node.input, *node.output))
+    return None if unknown or rule is None else rule(node, held, shapes, mixing)
 
 
 def retarget(model: ModelProto, node: NodeProto, axes: Mapping[str, Axes], shapes: Shapes, tokens: int) -> None:
@@ -113,6 +122,20 @@ def retarget(model: ModelProto, node: NodeProto, axes: Mapping[str, Axes], shape
     assert shape is not None and len(shape) == len(shapes[node.output[0]])  # or its output's shape would not be known
     changed = [tokens if axis in axes[node.output[0]] and size > 0 else size for axis, size in enumerate(shape)]
     node.input[1] = put_constant(model, f"{node.output[0]}.shape", np.array(changed, np.int64))
+
+
+def picked_tokens(model: ModelProto, node: NodeProto, tokens: int) -> Array | None:
+    """The numbers of the tokens that a Gather or Slice of axis 1 by constants picks; None for another node."""
+    values = [constant(model, name) for name in node.input[1:]]
+    if node.op_type == "Gather" and attribute(node, "axis", 0) == 1 and values[0] is not None:
+        picked: Array = np.arange(tokens)[np.atleast_1d(values[0])]
+        return picked
+    if node.op_type != "Slice" or len(values) < 3:
+        return None
+    start, end, axis, step = (*values, np.ones(1, np.int64))[:4]
+    if start is None or end is None or step is None or axis is None or axis.tolist() != [1]:
+        return None
+    return np.arange(tokens)[int(start[0]) : int(end[0]) : int(step[0])]
 
 
 def _reshaped(axis: int, before: tuple[int, ...], after: tuple[int, ...]) -> int | None:
@@ -128,7 +151,8 @@ def _over_tokens(model: ModelProto, shapes: Shapes, purpose: str) -> list[Attent
     found = [one for one in find_attentions(model, purpose, HINT) if shapes[one.query][-2] == shapes[one.key][-1]]
     counts = sorted({one.tokens for one in found})
     if len(counts) > 1:
-        raise ModelError(f"the blocks have {' and '.join(map(str, counts))} tokens, and {purpose} takes one number", hint=HINT)
+        told = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]}"
+        raise ModelError(f"the blocks have {told} tokens, and {purpose} is for one number of them", hint=HINT)
     for one in found:
         if len(shapes[one.key]) != 4 or not one.over_keys:
             raise ModelError(f"the attention {one.name!r} has keys of shape {_told(shapes[one.key])}", hint=HINT)
@@ -187,9 +211,8 @@ def _behind(model: ModelProto, end: str, shapes: Shapes) -> Iterator[NodeProto]:
     held, known = {end: (1,)}, {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
         ours = {name: held[name] for name in node.input if name in held}
-        rule = _rule(node) if ours and held.keys() | known >= set(filter(None, node.input)) else None
-        whole = rule is not None and node.op_type != "Reshape" and all(name in shapes for name in (*node.input, *node.output))
-        if rule is not None and whole and rule(node, ours, shapes, False) == (1,) and len(shapes[node.output[0]]) == 3:
+        whole = ours and node.op_type != "Reshape" and held.keys() | known >= set(filter(None, node.input))
+        if whole and axes_behind(node, ours, shapes, mixing=False) == (1,) and len(shapes[node.output[0]]) == 3:
             held.update(dict.fromkeys(node.output, (1,)))
             yield node
 
