@@ -155,10 +155,11 @@ def test_a_number_of_workers_that_cannot_be_is_refused(where: str) -> None:
 
 def test_a_worker_says_what_it_does_not_see_and_what_it_is(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # and back again
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None)
     file = list_images(made.images)[0]
     gone = replace(file, path=tmp_path / "gone.png")
     for folder, given, absent in (("/no/such/folder", file, Path("/no/such/folder")), (str(tmp_path), gone, gone.path)):
-        reply = pickle.loads(_Worker(folder).answer(1, __version__, [], pickle.dumps((0, [given]))))
+        reply = pickle.loads(_Worker(folder).answer(1, __version__, 0, [], pickle.dumps((0, [given]))))
         assert reply.absent == absent
-    reply = pickle.loads(_Worker(str(tmp_path)).answer(1, "0.0.1", [], pickle.dumps((0, [file]))))
+    reply = pickle.loads(_Worker(str(tmp_path)).answer(1, "0.0.1", 0, [], pickle.dumps((0, [file]))))
     assert "vitedge 0.0.1 was started" in reply.failure[0]

@@ -143,10 +143,11 @@ class Cluster:
         actor = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RETRIES)(_Worker)
         self._workers = [actor.remote(str(Path.cwd())) for _ in range(count)]
         try:
-            self.pids()
+            nodes = ray.get([worker.node.remote() for worker in self._workers])
         except ray.exceptions.RayError as error:
             hint = f"install vitedge {__version__} with its extra `ray` on every machine of the cluster"
             raise VitEdgeError(f"workers cannot be started: {str(error).strip().splitlines()[-1]}", hint=hint) from error
+        self._places = [nodes[:index].count(node) for index, node in enumerate(nodes)]  # of each worker, a core of its machine
 
     def judging(self, opener: Opener) -> JudgeSpread:
         """What `judge` takes to have the parts judged here.
@@ -183,23 +184,24 @@ class Cluster:
         self._jobs += 1
         shared = [self._ray.put(job)]  # in a list: a worker fetches it only once
         waiting = deque((start, files[start : start + size]) for start in range(0, len(files), size))
-        running: dict[Any, Any] = {}
+        running: dict[Any, int] = {}
 
-        def give(worker: Any) -> None:
+        def give(number: int) -> None:
             if waiting:
                 part = pickle.dumps(waiting.popleft())
                 self.sent += len(part)
-                running[worker.answer.remote(self._jobs, __version__, shared, part)] = worker
+                task = self._workers[number].answer.remote(self._jobs, __version__, self._places[number], shared, part)
+                running[task] = number
 
         for _ in range(AHEAD):
-            for worker in self._workers:
-                give(worker)
+            for number in range(self.count):
+                give(number)
         try:
             while running:
                 (ready,), _ = self._ray.wait(list(running))
-                worker = running.pop(ready)
+                number = running.pop(ready)
                 result = self._received(ready)
-                give(worker)
+                give(number)
                 yield result
         finally:  # of who asks for no more
             for task in running:
@@ -229,14 +231,21 @@ class _Worker:
     def __init__(self, folder: str) -> None:
         self._folder, self._job = folder, 0
         self._desk: Desk | None = None
+        self._cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
     def pid(self) -> int:
         """The process."""
         return os.getpid()
 
-    def answer(self, job: int, version: str, shared: list[Any], part: bytes) -> bytes:
-        """A pickled _Reply to a pickled part of job number `job`."""
+    def node(self) -> str:
+        """The machine."""
+        return str(import_package("ray", "ray").get_runtime_context().get_node_id())
+
+    def answer(self, job: int, version: str, place: int, shared: list[Any], part: bytes) -> bytes:
+        """A pickled _Reply to a pickled part of job number `job`. place: which core is that of this worker alone."""
         first, files = pickle.loads(part)
+        if self._cores:  # OpenVINO binds its threads to the first cores that it may have, and so in every worker to the same
+            os.sched_setaffinity(0, {self._cores[place % len(self._cores)]})
         try:
             reply = self._answer(job, version, shared, first, files)
         except VitEdgeError as error:  # as data: not every one can be made from its message
