@@ -514,7 +514,7 @@ def token_merging(document: dict[str, Any]) -> str:
     }
     rows = [[MERGED[row["subject"]], *(show(row) for show in columns.values())] for row in document["rows"]]
     return (
-        f"{markdown([['model', *columns], *rows])}\nAccuracy against the unmerged FP32 model, latency that of INT8 engines at batch 1, "
+        f"{markdown([['model', *columns], *rows])}\nAccuracy against the unmerged FP32 model; latency of INT8 engines, batch 1, "
         f"medians in turns. {place(document['environment'])}\n"
     )
 

@@ -38,11 +38,11 @@ from vitedge.compiler.graph import (
 )
 from vitedge.compiler.tokens import HINT, Block, Trunk, find_trunk, picked_tokens, retarget, shapes_of
 from vitedge.errors import ModelError
+from vitedge.specs import Reduction
 
 PURPOSE = "token merging"
 ALIGNED = 8  # numbers in a row of the 0/1 matrix: tensor cores and AMX tiles want whole ones
 SHORTEST = 1e-6  # what a key of zeros is divided by
-MOST = 256  # of a block: so far, BF16 counts exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ def merge_tokens(model: ModelProto, count: int | Sequence[int]) -> tuple[int, ..
     """Let each block of a plain ViT merge `count` tokens in place; returns how many each does.
 
     Several numbers are for one block each, from the first on, and then begin again: 0, 0, 24 is every third block. At most half
-    of a block's tokens can be merged. What is no plain ViT is a ModelError.
+    of a block's tokens can be merged. What is no plain ViT is a ModelError, and a number that none merges a VitEdgeError.
     """
-    if not any([count] if isinstance(count, int) else count):
+    if not Reduction(merge_tokens=count if isinstance(count, int) else tuple(count)):
         return ()
     scale_queries(model, find_attentions(model, PURPOSE, HINT))  # so that only sizes stand between scores and softmax
     trunk = find_trunk(model, PURPOSE)
@@ -81,8 +81,6 @@ def _plan(trunk: Trunk, count: int | Sequence[int]) -> tuple[int, ...]:
     if len(counts) > len(trunk.blocks):
         what = f"there are {len(counts)} numbers of tokens to merge, but {len(trunk.blocks)} blocks"
         raise ModelError(what, hint="give one number for all blocks, or at most one for each; 0 merges none")
-    if stray := [each for each in counts if not 0 <= each <= MOST]:
-        raise ModelError(f"a block merges 0 to {MOST} tokens, not {stray[0]}")
     merges, tokens = list[int](), trunk.tokens
     for each in itertools.islice(itertools.cycle(counts), len(trunk.blocks)):
         merges.append(min(each, (tokens - trunk.first - trunk.last) // 2))
