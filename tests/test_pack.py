@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.engines import CHECKPOINT, IMAGES, MODEL, ROOT, Made, Silent, run_python
 from vitedge import pipeline
@@ -19,9 +21,10 @@ from vitedge.backends import BACKENDS, load_backend
 from vitedge.backends import tensorrt as tensorrt_backend
 from vitedge.backends.build import build_engine, read_manifest, read_source
 from vitedge.bench.document import load_document, rows_of
+from vitedge.datasets import list_dataset
 from vitedge.errors import AbsentDeviceError, EngineError, VitEdgeError
-from vitedge.images import list_images
-from vitedge.pack import ALWAYS, JUDGED, REQUIREMENTS, Bundle, pack
+from vitedge.images import decode, list_images
+from vitedge.pack import ALWAYS, JUDGED, REQUIREMENTS, Bundle, _pictures, pack
 from vitedge.runtime.engine import open_engine
 from vitedge.specs import Peaks, Recipe, Target, from_dict, to_dict
 from vitedge.workspace import load_recipe, load_target, read_json, read_toml, sha256
@@ -384,3 +387,23 @@ def test_every_backend_has_requirements_which_are_those_of_the_package() -> None
         name = line.partition(";")[0].strip()
         assert name in words or name.startswith("numpy"), line
     assert json.loads(json.dumps(to_dict(ORIN)))["capability"] == "8.7"
+
+
+def test_pictures_come_out_of_archives_and_labels_that_are_no_folder_names_go_in_a_table(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for index, label in enumerate(("T-shirt/top", "../../etc", "cat")):
+            picture = io.BytesIO()
+            Image.new("RGB", (4, 4), (index, 0, 0)).save(picture, "PNG")
+            for name, content in ((f"{index}.PNG", picture.getvalue()), (f"{index}.cls", label.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    found = list_dataset(tmp_path / "set.tar")
+    contents = _pictures(found)
+    assert set(contents) == {"images/00.png", "images/01.png", "images/02.png", "images/labels.json"}
+    (tmp_path / "images").mkdir()
+    for name, content in contents.items():
+        assert isinstance(content, bytes)
+        (tmp_path / name).write_bytes(content)
+    again = list_dataset(tmp_path / "images")
+    assert {file.label: int(decode(file)[0, 0, 0]) for file in again} == {"T-shirt/top": 0, "../../etc": 1, "cat": 2}

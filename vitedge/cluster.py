@@ -309,11 +309,9 @@ class _Lookout:
     """A model whose activations are looked at."""
 
     def __init__(self, model: bytes, survey: Survey[Any]) -> None:
-        from onnx import load_model_from_string
+        from vitedge.compiler.survey import open_stored
 
-        from vitedge.compiler.activations import Probe
-
-        self._survey, self._probe = survey, Probe(load_model_from_string(model), survey.tensors, threads=1)
+        self._survey, self._probe = survey, open_stored(model, survey)
 
     def answer(self, first: int, files: Sequence[ImageFile]) -> Findings:
         """The Findings in some files."""

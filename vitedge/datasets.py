@@ -53,7 +53,7 @@ def list_dataset(images: Path, labels: Path | None = None, notes: list[str] | No
 
 def _shards(images: Path) -> list[Path]:
     """The archives that make up a data set; none where it is made up of image files."""
-    if BRACES.search(images.name):
+    if BRACES.search(images.name) and not images.exists():
         return _expanded(images)
     if images.name.lower().endswith(COMPRESSED) and images.is_file():
         raise VitEdgeError(f"{images} is compressed, so its pictures cannot be read one by one", hint="unpack it first")

@@ -169,7 +169,7 @@ def read_bytes(file: ImageFile) -> bytes:
     """The encoded image. What cannot be read is an OSError, or in an archive an ImageError."""
     if not file.member:
         return file.path.read_bytes()
-    if file.path.suffix == ".parquet":
+    if file.path.suffix.lower() == ".parquet":
         return read_parquet(file.path, file.at)
     return read_tar(file.path, file.at, file.size)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from onnx import ModelProto
+from onnx import ModelProto, load_model_from_string
 
 from vitedge.compiler.activations import Activations, Probe
 from vitedge.errors import ImageError, VitEdgeError
@@ -79,6 +79,11 @@ def conduct(
         reason = f"; the first: {sentences[0]}" if sentences else ""
         raise VitEdgeError(f"none of {len(files)} images could be decoded{reason}")
     return statistics, sentences
+
+
+def open_stored(model: bytes, survey: Survey[Any]) -> Probe:
+    """A serialized model, opened on one thread for the tensors of a survey."""
+    return Probe(load_model_from_string(model), survey.tensors, threads=1)
 
 
 def look(
