@@ -23,7 +23,8 @@ from tests.compiler.tome import Merged, merged
 from tests.engines import CHECKPOINT, FASHION, MODEL, Silent, write_images
 from tests.models import HEADS, WIDTH, Block, engine_rows, operators, random_images, run_graph, torch_input
 from vitedge import cli, pipeline
-from vitedge.backends.build import read_source
+from vitedge.backends.build import build_engine, read_source
+from vitedge.bench.explain import by_part, explain
 from vitedge.compiler import graph
 from vitedge.compiler.calibrate import calibrate
 from vitedge.compiler.export import convert, reduce
@@ -366,7 +367,7 @@ def test_a_rewrite_is_proved_on_the_choices_of_the_original(fashion: tuple[Any, 
     original, _ = merging(model, 6)
     rows, other = engine_rows(clothes(4), card), graph.copy_of(original)
     for node in other.graph.node:
-        if node.name.endswith("merged/likeness"):  # B A' turned around: the least alike are merged
+        if node.name.endswith(".merge/likeness"):  # B A' turned around: the least alike are merged
             node.input[0], node.output[0] = node.input[0], f"{node.output[0]}.turned"
     for name in [n.output[0] for n in other.graph.node if n.output[0].endswith(".likeness.turned")]:
         turned = name.removesuffix(".turned")
@@ -403,6 +404,16 @@ def test_it_is_quantized_like_any_model(name: str, workspace: Path, fashion: tup
     rows = engine_rows(clothes(40), source.card)
     expected, given = (run_graph(each, rows)[0] for each in (graph.load(merged_path), model))
     assert (expected.argmax(1) == given.argmax(1)).mean() > 0.9
+
+
+def test_an_engine_tells_merging_apart(workspace: Path) -> None:
+    pytest.importorskip("openvino")
+    folder = build_engine(workspace / "fp32.merge6.onnx", Target(), workspace / "engines")
+    (found,) = explain([folder], 1, seconds=0.1)
+    parts = by_part(found)
+    assert {"product", "other"} <= {layer.kind for layer in parts["merging"]}
+    assert not any(".merge/" in node for layer in parts["attention"] for node in layer.origins[:1] if layer.kind == "product")
+    assert "Attention is one fused kernel in 4 of 4 blocks" in " ".join(found.findings)
 
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from vitedge.compiler.attention import LOG_SIZES, find_attentions, scale_queries
+from vitedge.backends.layers import MERGE
+from vitedge.compiler.attention import LOG_SIZES, Attention, find_attentions, scale_queries
 from vitedge.compiler.graph import (
     Array,
     attribute,
@@ -92,7 +93,7 @@ def _merge_blocks(model: ModelProto, trunk: Trunk, merges: Sequence[int]) -> tup
     """Put the merges in; returns all stages, and which of them each tensor of the trunk belongs to."""
     shapes, stages, stage_of = shapes_of(model), [_Stage(trunk.tokens)], {trunk.stream: 0}
     joined = {block.joined: (block, merged) for block, merged in zip(trunk.blocks, merges, strict=True) if merged}
-    softmaxes = {block.attention.softmax.output[0] for block in trunk.blocks}
+    softmaxes = {block.attention.softmax.output[0]: block.attention for block in trunk.blocks}
     for node in trunk.nodes:
         index, *others = {stage_of[name] for name in node.input if name in stage_of}
         if others:
@@ -101,7 +102,7 @@ def _merge_blocks(model: ModelProto, trunk: Trunk, merges: Sequence[int]) -> tup
         if node.op_type == "Reshape" and index:
             retarget(model, node, trunk.axes, shapes, stages[index].tokens)
         if node.output[0] in softmaxes and index:
-            _weigh(model, node, stages[index])
+            _weigh(model, softmaxes[node.output[0]], stages[index])
         stage_of.update(dict.fromkeys(node.output, index))
         if node.output[0] in joined:
             stages.append(_merge(model, trunk, *joined[node.output[0]], stages[index]))
@@ -109,10 +110,11 @@ def _merge_blocks(model: ModelProto, trunk: Trunk, merges: Sequence[int]) -> tup
     return stages, stage_of
 
 
-def _weigh(model: ModelProto, softmax: NodeProto, stage: _Stage) -> None:
-    """Let each token count in a softmax as the many that it stands for ("proportional attention")."""
-    graph = _Nodes(model, softmax.output[0])
-    column = graph.put("Reshape", [stage.sizes, graph.constant("keys", np.array([-1, 1, 1, stage.tokens]))], "sizes")
+def _weigh(model: ModelProto, attention: Attention, stage: _Stage) -> None:
+    """Let each token count in an attention as the many that it stands for ("proportional attention")."""
+    softmax = attention.softmax
+    graph = _Nodes(model, softmax.output[0], f"{attention.name}{MERGE}")
+    column = graph.put("Reshape", [stage.sizes, graph.constant("keys", np.array([-1, 1, 1, stage.tokens]))], "key_sizes")
     logs = graph.put("Log", [column], LOG_SIZES.removeprefix("."))
     softmax.input[0] = graph.put("Add", [softmax.input[0], logs], "weighed")
     put_nodes(model, graph.nodes, before=softmax)
@@ -120,7 +122,7 @@ def _weigh(model: ModelProto, softmax: NodeProto, stage: _Stage) -> None:
 
 def _merge(model: ModelProto, trunk: Trunk, block: Block, count: int, stage: _Stage) -> _Stage:
     """Merge `count` tokens of what a block has `joined`; the nodes of the trunk that read it read the result instead."""
-    graph, x = _Nodes(model, f"{block.joined}.merged"), block.joined
+    graph, x = _Nodes(model, f"{block.joined}.merged", f"{block.attention.name}{MERGE}"), block.joined
     layout = _layout(trunk, stage.tokens, count)
     rows = _rows(graph, _keys(model, graph, block), layout)
     left = stage.tokens - count
@@ -131,7 +133,7 @@ def _merge(model: ModelProto, trunk: Trunk, block: Block, count: int, stage: _St
     sizes = graph.put("ReduceSum", [weights, graph.constant("columns", np.array([2]))], "column", keepdims=1)
     shares = graph.put("Div", [weights, sizes], "shares")  # before the product, whose sums FP16 might not hold
     padded = graph.pad(x, 1, len(layout.number) - stage.tokens, "padded")
-    graph.nodes.append(helper.make_node("MatMul", [shares, padded], [graph.name], name=f"{graph.name}/MatMul"))
+    graph.nodes.append(helper.make_node("MatMul", [shares, padded], [graph.name], name=f"{graph.module}/MatMul"))
     row = graph.put("Reshape", [sizes, graph.constant("row", np.array([-1, 1, left]))], "sizes")
     origins = graph.put("Transpose", [members], "turned_members", perm=[0, 2, 1])
     if len(layout.number) > stage.tokens:
@@ -210,16 +212,16 @@ def _rows(graph: _Nodes, keys: str, layout: _Layout) -> str:
 
 
 class _Nodes:
-    """New nodes under one name, to be put into the graph in one place."""
+    """New nodes to be put into the graph in one place. name: how their tensors' names begin; module: how their own do."""
 
-    def __init__(self, model: ModelProto, name: str) -> None:
-        self.name = name
+    def __init__(self, model: ModelProto, name: str, module: str = "") -> None:
+        self.name, self.module = name, module or name
         self.nodes: list[NodeProto] = []
         self._model = model
 
     def put(self, operator: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         """A node with one output; returns that."""
-        node = helper.make_node(operator, inputs, [f"{self.name}.{name}"], name=f"{self.name}/{name}", **attributes)
+        node = helper.make_node(operator, inputs, [f"{self.name}.{name}"], name=f"{self.module}/{name}", **attributes)
         self.nodes.append(node)
         return str(node.output[0])
 
@@ -227,7 +229,7 @@ class _Nodes:
         """The largest `count` along an axis, and where they are."""
         outputs = [f"{self.name}.{name}.values", f"{self.name}.{name}"]
         inputs = [tensor, self.constant(f"{name}.count", np.array([count]))]
-        self.nodes.append(helper.make_node("TopK", inputs, outputs, name=f"{self.name}/{name}", axis=axis))
+        self.nodes.append(helper.make_node("TopK", inputs, outputs, name=f"{self.module}/{name}", axis=axis))
         return outputs[0], outputs[1]
 
     def count(self, operator: str, rows: str, columns: str, name: str) -> str:
