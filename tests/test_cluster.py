@@ -147,6 +147,17 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     assert "[ray]" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("where", ["127.0.0.1:1", "nonsense", "127.0.0.1:99999"])
+def test_an_address_at_which_no_cluster_is_says_so(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # of the one that the other tests have
+    with pytest.raises(VitEdgeError, match=f"no Ray cluster at {where}") as caught, open_cluster(where):
+        pass
+    assert "--ray local" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("where", ["0", "9999"])
 def test_a_number_of_workers_that_cannot_be_is_refused(where: str) -> None:
     with pytest.raises(VitEdgeError, match="cannot be started"), open_cluster(where):

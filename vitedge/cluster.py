@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 SURVEYED = 16  # images in a part of a survey, whose statistics are some megabytes
 RESTARTS = 20  # of one worker; more is no accident
 RETRIES = 4  # of one part: it may be what kills
+CONNECTING_S = 5.0  # to a cluster
 AHEAD = 2  # parts that a worker has been given, so that it never waits for the next one
 
 Opener = Callable[[], AbstractContextManager[Sequence[Judgeable]]]
@@ -96,9 +98,12 @@ def _connect(ray: Any, where: str, count: int | None) -> None:
     if count is not None:
         ray.init(num_cpus=count, **quiet)
         return
+    host, _, port = where.rpartition(":")
     try:
+        if port.isdecimal():  # Ray itself would wait for minutes, and print what it waits for
+            socket.create_connection((host, int(port)), CONNECTING_S).close()
         ray.init(address=where, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OverflowError, OSError) as error:
         hint = "ray start --head starts one; --ray local needs none"
         raise VitEdgeError(f"there is no Ray cluster at {where}: {first_line(error)}", hint=hint) from error
 
