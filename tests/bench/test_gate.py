@@ -114,17 +114,11 @@ def test_accuracy_is_compared_image_by_image(now: str, limit: float, worse: int)
     assert len(held(after, before, max_drop=limit).worse) == worse
 
 
-def test_the_exact_interval_is_clopper_and_pearsons() -> None:
-    """Of 10 of 20: 27.2 % to 72.8 %, as any table says."""
+def test_as_many_lost_as_won_are_no_loss() -> None:
     clock = timed(np.full(ROUNDS, 10.0))
     before = document(clock, clock, right=judged("1" * 10 + "0" * 10))
     after = document(clock, clock, right=judged("0" * 10 + "1" * 10))
-    gate = Gate(before, "base.json", max_drop=0)
-    from vitedge.bench.gate import _binomial
-
-    assert _binomial(10, 20) == (pytest.approx(0.2720, abs=1e-4), pytest.approx(0.7280, abs=1e-4))
-    assert _binomial(0, 10) == (0.0, pytest.approx(0.3085, abs=1e-4)) and _binomial(0, 0) == (0.5, 0.5)
-    assert not gate.verdict(after).worse
+    assert not held(after, before, max_drop=0).worse
 
 
 def test_other_images_are_compared_as_two_samples() -> None:

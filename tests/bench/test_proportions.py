@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vitedge.bench.proportions import difference, percent, proportion
+from vitedge.bench.document import Interval
+from vitedge.bench.proportions import difference, difference_of_samples, exact_difference, percent, proportion
 
 
 def test_wilson_equals_newcombes_example() -> None:
@@ -41,3 +42,17 @@ def test_a_perfect_score_is_not_certain() -> None:
     alike, perfect = difference(1000, 0, 0, 0), proportion(100, 100)
     assert perfect is not None and perfect.low < 97 and perfect.high == 100
     assert alike is not None and -0.5 < alike.low < 0 < alike.high < 0.5
+
+
+def test_the_exact_interval_is_clopper_and_pearsons() -> None:
+    """Of 10 of 20: 27.20 % to 72.80 %, of 0 of 10: 0 to 30.85 %, as any table says."""
+    even, none = exact_difference(10, 10, 20), exact_difference(0, 10, 100)
+    assert (even.low, even.high) == (pytest.approx(-45.60, abs=0.01), pytest.approx(45.60, abs=0.01))
+    assert (none.low, none.high) == (-10.0, pytest.approx(10 * (2 * 0.3085 - 1), abs=0.01))
+    assert exact_difference(0, 0, 100) == Interval(0, 0)
+
+
+def test_two_samples_differ_as_newcombe_found() -> None:
+    """56 of 70 less 48 of 80: 0.0524 to 0.3339 by method 10 in table II of "Interval estimation for the difference", 1998."""
+    found = difference_of_samples(100 * 56 / 70, 70, 100 * 48 / 80, 80)
+    assert (found.low, found.high) == (pytest.approx(5.24, abs=0.01), pytest.approx(33.39, abs=0.01))

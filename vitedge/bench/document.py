@@ -8,8 +8,7 @@ Knows how nothing was measured. Times are in milliseconds, a batch where nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from vitedge.errors import VitEdgeError
@@ -18,6 +17,7 @@ from vitedge.workspace import read_json, write_json
 
 SCHEMA = 1  # of the JSON form; a change that an older reader would misread raises it
 CENTILES = 101  # 0 to 100
+Conditions = tuple[int, int | None, int]  # batch, threads, streams
 DAMAGED = "write it anew: vitedge bench ENGINE... --images DIR --json FILE"
 
 
@@ -58,6 +58,11 @@ class Timed:
     end_to_end_ms: float | None = None
     power_w: float | None = None
     energy_mj: float | None = None
+
+    @property
+    def conditions(self) -> Conditions:
+        """What another timing must have in common with this one to be held against it."""
+        return self.batch, self.threads, self.streams
 
     @property
     def p50_ms(self) -> float:
@@ -126,6 +131,11 @@ class Judged:
     confusion: tuple[Confused, ...] = ()
     worst: tuple[Disagreement, ...] = ()
     right: str = ""
+
+    @property
+    def right_bits(self) -> int:
+        """`right` as a number: one bit for each labelled image, so that `&` and `~` pair the images of two candidates."""
+        return int(self.right or "0", 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +253,6 @@ def _flaw(document: Document) -> str:
                     f"a timing of {one.name} has {len(timed.centiles_ms)} centiles of {CENTILES}, or values that no clock gives"
                 )
     return ""
-
-
-def of_batch(candidates: Sequence[Candidate], batch: int) -> list[Candidate]:
-    """The candidates that were timed at `batch`, with those timings alone."""
-    found = [replace(one, timings=tuple(timed for timed in one.timings if timed.batch == batch)) for one in candidates]
-    return [one for one in found if one.timings]
 
 
 def _row(candidate: Candidate, timed: Timed) -> BenchRow:

@@ -232,11 +232,10 @@ def _speedup(point: Point) -> Interval | None:
 
 def _surely_righter(a: Point, b: Point) -> bool:
     """Whether `a` is more accurate: image by image where both say which ones are right (McNemar's test), else by intervals."""
-    ours, theirs = (point.candidate.judged.right if point.candidate.judged else "" for point in (a, b))
-    same = a.document.images_key == b.document.images_key and len(ours) == len(theirs)
-    if a.measure == "top1" and ours and same:
-        only_a, only_b = (int(x, 16) & ~int(y, 16) for x, y in ((ours, theirs), (theirs, ours)))
-        won, lost = only_a.bit_count(), only_b.bit_count()
+    ours, theirs = (point.candidate.judged or Judged(0) for point in (a, b))
+    same = a.document.images_key == b.document.images_key and len(ours.right) == len(theirs.right)
+    if a.measure == "top1" and ours.right and same:
+        won, lost = (ours.right_bits & ~theirs.right_bits).bit_count(), (theirs.right_bits & ~ours.right_bits).bit_count()
         return won - lost - 1 > Z * math.sqrt(won + lost)
     lost_a, lost_b = _lost_interval(a), _lost_interval(b)
     if a.document is b.document and lost_a and lost_b:

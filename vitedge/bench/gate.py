@@ -11,21 +11,15 @@ terminals or of how anything was measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from vitedge.bench.document import Candidate, Document, Interval, Judged, Timed
-from vitedge.bench.proportions import proportion
+from vitedge.bench.document import Candidate, Conditions, Document, Interval, Judged, Timed
+from vitedge.bench.proportions import difference_of_samples, exact_difference
 from vitedge.bench.statistics import ANOTHER_RUN
 from vitedge.errors import VitEdgeError
 
 MAX_SLOWER, MAX_DROP = 2.0, 0.2  # percent of the time, points of top-1
-DOUBT = 0.025  # that a change is beyond its interval, on one side
-PRECISE = 1e-9  # of a probability
-
-Setting = tuple[int, int | None, int]  # batch, threads, streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +64,7 @@ class Gate:
         self._max_slower, self._max_drop = max_slower, max_drop
 
     def require_comparable(
-        self, names: Sequence[str], settings: Sequence[Setting], environment: Mapping[str, str], images_key: str
+        self, names: Sequence[str], settings: Sequence[Conditions], environment: Mapping[str, str], images_key: str
     ) -> list[str]:
         """Raise a VitEdgeError where a run of `names` could not be held against the baseline; gives notes on what is left out.
 
@@ -85,7 +79,7 @@ class Gate:
         if not common:
             what = f"{self._called} has none of {', '.join(names)}"
             raise VitEdgeError(what, hint=f"it has {', '.join(old) or 'nothing that did not fail'}; make it again")
-        timed = {setting_of(one) for name in common for one in old[name].timings}
+        timed = {one.conditions for name in common for one in old[name].timings}
         if not timed & set(settings):
             what = f"{self._called} was timed at {_some(timed)}, and this run is at {_some(settings)}"
             raise VitEdgeError(what, hint="give the same --batch, --threads and --streams, or make it again")
@@ -145,7 +139,7 @@ class Gate:
         if self._baseline is None:
             return _slower_now(timed)
         before = {one.name: one for one in self._baseline.finished}
-        found = [one for one in before[name].timings if setting_of(one) == setting_of(timed)] if name in before else []
+        found = [one for one in before[name].timings if one.conditions == timed.conditions] if name in before else []
         measure = found and timed.speedup is None and found[0].speedup is None and len(before.keys() & set(names)) > 1
         return _slower_since(timed, found[0]) if found and not measure else None
 
@@ -154,7 +148,7 @@ class Gate:
         return change.high - change.low > self._max_slower / 4
 
     def _say_time(self, candidate: Candidate, timed: Timed, change: Change, worse: list[str], notes: list[str]) -> None:
-        what = f"{candidate.name} at {_some([setting_of(timed)])}"
+        what = f"{candidate.name} at {_some([timed.conditions])}"
         range_ = f"{_signed(change.low)} to {_signed(change.high)} %"
         if change.is_certain(self._max_slower):
             worse.append(
@@ -230,69 +224,25 @@ def _down(value: float, interval: Interval) -> float:
 
 
 def _lost(now: Candidate, before: Candidate, paired: bool) -> tuple[str, Change] | None:
-    """What was lost, and how many points; None where accuracy was not measured in both."""
+    """What was lost, and how many points; None where accuracy was not measured in both. paired: on the same images."""
     new, old = now.judged or Judged(0), before.judged or Judged(0)
     if paired and new.right and old.right and new.labelled == old.labelled:
-        return "top-1", _paired(old, new)
+        lost, won = (old.right_bits & ~new.right_bits).bit_count(), (new.right_bits & ~old.right_bits).bit_count()
+        between = exact_difference(lost, won, old.labelled)
+        return "top-1", Change(100 * (lost - won) / old.labelled, between.low, between.high)
     if new.top1 is not None and old.top1 is not None:
-        return "top-1", _unpaired(old.top1, old.labelled, new.top1, new.labelled)
+        return "top-1", _lost_by_samples(old.top1, old.labelled, new.top1, new.labelled)
     if new.agreement is not None and old.agreement is not None:
-        return "agreement", _unpaired(old.agreement, old.images, new.agreement, new.images)
+        return "agreement", _lost_by_samples(old.agreement, old.images, new.agreement, new.images)
     return None
 
 
-def _paired(old: Judged, new: Judged) -> Change:
-    """Image by image: of those that only one of the two has right, which part the old one has (exact, as McNemar's test)."""
-    before, after = (int(judged.right, 16) for judged in (old, new))
-    lost, won = ((before & ~after).bit_count(), (after & ~before).bit_count())
-    differing = lost + won
-    part = 100 * differing / old.labelled
-    low, high = _binomial(lost, differing)
-    return Change(100 * (lost - won) / old.labelled, part * (2 * low - 1), part * (2 * high - 1))
+def _lost_by_samples(old: float, old_images: int, new: float, new_images: int) -> Change:
+    between = difference_of_samples(old, old_images, new, new_images)
+    return Change(old - new, between.low, between.high)
 
 
-def _unpaired(old: float, old_count: int, new: float, new_count: int) -> Change:
-    """Of two samples of images (Newcombe, 1998, method 10)."""
-    before = proportion(round(old * old_count / 100), old_count) or Interval(0, 100)
-    after = proportion(round(new * new_count / 100), new_count) or Interval(0, 100)
-    below, above = math.hypot(old - before.low, after.high - new), math.hypot(before.high - old, new - after.low)
-    return Change(old - new, old - new - below, old - new + above)
-
-
-def _binomial(part: int, whole: int) -> tuple[float, float]:
-    """The interval of a share (Clopper and Pearson, 1934)."""
-    if not whole:
-        return 0.5, 0.5
-    low = 0.0 if part == 0 else _solve(lambda p: _at_least(part, whole, p) - DOUBT)
-    high = 1.0 if part == whole else _solve(lambda p: DOUBT - (1 - _at_least(part + 1, whole, p)))
-    return low, high
-
-
-def _at_least(part: int, whole: int, p: float) -> float:
-    """The probability of `part` or more successes in `whole` tries of probability p."""
-    if not 0 < p < 1:
-        return float(p >= 1 or part == 0)
-    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, whole + 1)))])  # of the factorials
-    hits = np.arange(part, whole + 1)
-    terms = logs[whole] - logs[hits] - logs[whole - hits] + hits * math.log(p) + (whole - hits) * math.log1p(-p)
-    return min(1.0, float(np.exp(terms).sum()))
-
-
-def _solve(rising: Callable[[float], float]) -> float:
-    """Where a function that rises from 0 to 1 crosses zero."""
-    low, high = 0.0, 1.0
-    while high - low > PRECISE:
-        middle = (low + high) / 2
-        low, high = (low, middle) if rising(middle) > 0 else (middle, high)
-    return (low + high) / 2
-
-
-def setting_of(timed: Timed) -> Setting:
-    """What a timing has to have in common with another to be held against it."""
-    return timed.batch, timed.threads, timed.streams
-
-
-def _some(settings: Iterable[Setting]) -> str:
+def _some(settings: Iterable[Conditions]) -> str:
     """ "batch 1, 8; batch 1 on 2 threads"."""
     parts = []
     for batch, threads, streams in sorted(settings, key=str):

@@ -158,7 +158,7 @@ def _alone(name: str, best: Candidate, timed: Timed, only: bool) -> tuple[str, s
 
 def _speed(timed: Timed, reference: Candidate) -> str:
     """How a candidate's speed compares, with a place left for the reference's name."""
-    base = next((one for one in reference.timings if _setting(one) == _setting(timed)), None)
+    base = next((one for one in reference.timings if one.conditions == timed.conditions), None)
     base = base or next((one for one in reference.timings if one.batch == timed.batch), None)
     ratio = timed.speedup or (base.p50_ms / timed.p50_ms if base and timed.p50_ms else 1.0)
     between = timed.speedup_interval
@@ -167,10 +167,6 @@ def _speed(timed: Timed, reference: Candidate) -> str:
     if between and between.low <= 1 <= between.high:
         return "cannot be told apart in speed from"
     return f"is {ratio:.2f}× as fast as" if ratio > 1 else f"takes {1 / ratio:.2f}× as long as"
-
-
-def _setting(timed: Timed) -> tuple[int, int | None, int]:
-    return timed.batch, timed.threads, timed.streams
 
 
 def _loss(document: Document, best: Candidate) -> str:
@@ -190,7 +186,7 @@ def _loss(document: Document, best: Candidate) -> str:
 def _tiles(document: Document, choice: Choice) -> str:
     """The choice's figures, each with the reference's below."""
     best, reference, timed = choice.candidate, document.candidate(document.reference), choice.timed
-    base = next((one for one in reference.timings if _setting(one) == _setting(timed)), None)
+    base = next((one for one in reference.timings if one.conditions == timed.conditions), None)
     point = next(p for p in locate([document], timed.batch) if is_choice(choice, p.candidate, p.timed))
     other = next((p for p in locate([document], timed.batch) if p.candidate.name == reference.name), None)
     figures: list[tuple[str, str, str, str]] = [

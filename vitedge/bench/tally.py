@@ -191,12 +191,6 @@ class Tally:
 COUNTS = ("images", "labelled", "top1", "top5", "compared", "agreed", "both", "lost", "gained", "neither")
 
 
-def right_bits(judged: Judged) -> NDArray[np.bool_]:
-    """Whether top-1 is right, for each labelled image in order."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(judged.right + "0" * (len(judged.right) % 2)), np.uint8))
-    return bits[: judged.labelled].astype(bool)
-
-
 def sqnr_db(signal: float, noise: float) -> float | None:
     """The power of a signal over that of a noise in dB, at most what float32 can tell; None where there is no signal."""
     return 10 * math.log10(signal / max(noise, signal * FLOAT32_NOISE)) if signal else None
