@@ -56,7 +56,6 @@ THIRD_PARTY = {
     "rich": (
         "cli",
         "cli_run",
-        "cli_tune",
         "terminal",
         "bench/breakdown.py",
         "bench/costs.py",

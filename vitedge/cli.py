@@ -22,15 +22,38 @@ from rich.table import Table
 import vitedge
 from vitedge import cli_bench, cli_report, cli_run, cli_tune
 from vitedge.errors import VitEdgeError
-from vitedge.options import Checkpoint, Images, Json, Labels, Model, Preparation, Ray, require_other, some_seconds
+from vitedge.options import (
+    Backend,
+    Checkpoint,
+    Images,
+    Json,
+    Labels,
+    Model,
+    Preparation,
+    Ray,
+    RecipeName,
+    TargetName,
+    complete_recipe,
+    complete_target,
+    require_other,
+    some_seconds,
+)
 from vitedge.specs import MAX_BATCH, to_dict
-from vitedge.terminal import Engine, Terminal, chosen_engine, complete_engine, err, out, print_notes, read_dataset
+from vitedge.terminal import (
+    Engine,
+    Terminal,
+    chosen_engine,
+    complete_engine,
+    err,
+    out,
+    print_next_run,
+    print_notes,
+    read_dataset,
+)
 from vitedge.workspace import (
     find_graph,
     find_root,
     init_workspace,
-    known_recipes,
-    known_targets,
     load_recipe,
     load_target,
     short_path,
@@ -62,47 +85,12 @@ app = typer.Typer(
     epilog="Start with [bold]vitedge doctor[/], then [bold]vitedge make MODEL --images DIR[/].",
 )
 SIDE = "A MODEL as `vitedge export` takes it, an ONNX file, MODEL/VARIANT.onnx, an engine directory or MODEL/VARIANT"
-
-
-def complete_recipe(typed: str) -> list[str]:
-    """For the shell: the recipes of the workspace."""
-    return [name for name in known_recipes() if name.startswith(typed)]
-
-
-def complete_target(typed: str) -> list[str]:
-    """For the shell: the targets of the workspace."""
-    return [name for name in known_targets() if name.startswith(typed)]
-
-
-Size = Annotated[int | None, typer.Option(help="Side of the square images of a plain ViT, in place of its own.", min=1)]
-
-
-def _counts(given: str) -> int | tuple[int, ...]:
-    """The tokens to merge: a number, or several with commas between them."""
-    try:
-        counts = [int(each) for each in given.split(",")]
-    except ValueError as error:
-        raise VitEdgeError(
-            f"{given!r} is no number of tokens to merge", hint="--merge-tokens 8, or 0,0,24 for every third block"
-        ) from error
-    return counts[0] if len(counts) == 1 else tuple(counts)
-
-
-RecipeName = Annotated[
-    str,
-    typer.Option(help="A recipe: int8, bf16, calibration/recipes/NAME.toml, or a .toml file.", autocompletion=complete_recipe),
-]
-TargetName = Annotated[
-    str, typer.Option(help="A target: cpu, engines/targets/NAME.toml, or a .toml file.", autocompletion=complete_target)
-]
-Backend = Annotated[
-    str | None, typer.Option(help="A backend in place of the target's own: openvino, onnxruntime, tensorrt, tensorrt-rtx.")
-]
 Tolerance = Annotated[float, typer.Option(help="How far ONNX may lie from torch, as a part of the output's range.")]
 MergeTokens = Annotated[
     str,
     typer.Option(metavar="R", help="Tokens that each block of a plain ViT merges, e.g. 8; 0,0,24 is 24 in every third block."),
 ]
+Size = Annotated[int | None, typer.Option(help="Side of the square images of a plain ViT, in place of its own.", min=1)]
 
 
 @app.command(
@@ -141,7 +129,7 @@ def make(
     from vitedge.bound import Bound, check_bound
 
     require_other(json_file, of=[images, judge, checkpoint, preprocess])
-    source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens), size)
+    source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _merge_counts(merge_tokens), size)
     bound = Bound(max_drop, min_sqnr)
     recipes = tuple(recipe or ["int8"])
     job = pipeline.Job(source, images, find_root(), judge, recipes, target, seconds, bound, backend, labels)
@@ -154,11 +142,7 @@ def make(
     for path in result.engines:
         out.print(f"engine: {short_path(path)}", markup=False, soft_wrap=True)
     out.print(f"report: {short_path(result.report)}", markup=False, soft_wrap=True)
-    err.print(
-        f"[dim]next:   vitedge run {escape(shlex.quote(short_path(result.engines[-1])))} "
-        f"--source {escape(shlex.quote(str(judge or images)))}[/]",
-        soft_wrap=True,
-    )
+    print_next_run(result.engines[-1], judge or images)
     check_bound(result.rows, bound)
 
 
@@ -178,7 +162,7 @@ def export(
 
     files = read_dataset(images, labels)
     with contextlib.closing(Terminal()) as terminal:
-        source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _counts(merge_tokens), size)
+        source = pipeline.ModelSource(model, checkpoint, preprocess, tolerance, _merge_counts(merge_tokens), size)
         path = pipeline.export_step(source, files, find_root() / "engines", terminal)
     out.print(short_path(path), markup=False, soft_wrap=True)
 
@@ -533,6 +517,17 @@ def _sentence(error: OSError) -> str:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return f"cannot write to standard output: {error.strerror}"
     raise error
+
+
+def _merge_counts(given: str) -> int | tuple[int, ...]:
+    """The tokens to merge: a number, or several with commas between them."""
+    try:
+        counts = [int(each) for each in given.split(",")]
+    except ValueError as error:
+        raise VitEdgeError(
+            f"{given!r} is no number of tokens to merge", hint="--merge-tokens 8, or 0,0,24 for every third block"
+        ) from error
+    return counts[0] if len(counts) == 1 else tuple(counts)
 
 
 def _print_delivery(result: Result, json_file: Path | None) -> None:

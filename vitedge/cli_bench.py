@@ -10,7 +10,7 @@ import typer
 
 from vitedge.errors import VitEdgeError
 from vitedge.options import Checkpoint, Images, Json, Labels, Preparation, Ray, require_other, some_seconds
-from vitedge.terminal import ENGINE, Terminal, chosen_engine, complete_engine, out, print_notes, read_dataset
+from vitedge.terminal import ENGINE, Terminal, chosen_engine, complete_engine, out, print_notes, print_written, read_dataset
 from vitedge.workspace import find_graph
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ def bench(
         )
     choice, none_fits = _choice(document, budget_ms, None if gate else max_drop)
     print_document(document, json_file, choice)
-    for path in write_outputs([document], report=report, markdown=markdown, csv=csv, png=png, choice=choice):
-        out.print(f"{'report' if path == report else 'wrote'}: {path}", markup=False, soft_wrap=True)
+    written = write_outputs([document], report=report, markdown=markdown, csv=csv, png=png, choice=choice)
+    print_written(written, report)
     if gate:
         _pass(gate, document)
     if none_fits:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vitedge.options import require_other
-from vitedge.terminal import out, print_notes
+from vitedge.terminal import out, print_notes, print_written
 
 Documents = Annotated[
     list[Path],
@@ -44,5 +44,4 @@ def report(
     written = write_outputs(documents, report=output, markdown=markdown, csv=csv, png=png, choice=choice)
     out.print(terminal(documents, choice, out.width))
     print_notes(mismatches(documents))
-    for path in written:
-        out.print(f"report: {path}", markup=False, soft_wrap=True)
+    print_written(written, output)

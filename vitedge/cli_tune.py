@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from vitedge.errors import VitEdgeError
-from vitedge.options import Checkpoint, Images, Json, Labels, Model, Preparation, require_other
-from vitedge.terminal import Terminal, err, out, print_notes
-from vitedge.workspace import find_root, known_recipes, known_targets, short_path
-
-
-def complete_recipe(typed: str) -> list[str]:
-    """For the shell: the recipes of the workspace."""
-    return [name for name in known_recipes() if name.startswith(typed)]
-
-
-def complete_target(typed: str) -> list[str]:
-    """For the shell: the targets of the workspace."""
-    return [name for name in known_targets() if name.startswith(typed)]
+from vitedge.options import (
+    Backend,
+    Checkpoint,
+    Images,
+    Json,
+    Labels,
+    Model,
+    Preparation,
+    TargetName,
+    complete_recipe,
+    require_other,
+)
+from vitedge.terminal import Terminal, out, print_next_run, print_notes
+from vitedge.workspace import find_root, short_path
 
 
 def tune(
@@ -44,12 +43,8 @@ def tune(
         list[str] | None,
         typer.Option(help="A recipe to try; may be repeated. \\[default: all that suit]", autocompletion=complete_recipe),
     ] = None,
-    target: Annotated[
-        str, typer.Option(help="A target: cpu, engines/targets/NAME.toml, or a .toml file.", autocompletion=complete_target)
-    ] = "cpu",
-    backend: Annotated[
-        str | None, typer.Option(help="A backend in place of the target's own: openvino, onnxruntime, tensorrt, tensorrt-rtx.")
-    ] = None,
+    target: TargetName = "cpu",
+    backend: Backend = None,
     report: Annotated[Path | None, typer.Option(help="The HTML report. \\[default: engines/MODEL/tune.html]")] = None,
     json_file: Json = None,
 ) -> None:
@@ -94,7 +89,7 @@ def tune(
     if none_fits:
         raise none_fits
     assert choice is not None
-    engine = short_path(found.engines[choice.candidate.name])
-    out.print(f"engine: {engine}", markup=False, soft_wrap=True)
+    engine = found.engines[choice.candidate.name]
+    out.print(f"engine: {short_path(engine)}", markup=False, soft_wrap=True)
     out.print(f"report: {short_path(page)}", markup=False, soft_wrap=True)
-    err.print(f"[dim]next:   vitedge run {escape(shlex.quote(engine))} --source {escape(shlex.quote(str(judge or images)))}[/]")
+    print_next_run(engine, judge or images)

@@ -10,6 +10,18 @@ from typing import Annotated
 import typer
 
 from vitedge.errors import VitEdgeError
+from vitedge.workspace import known_recipes, known_targets
+
+
+def complete_recipe(typed: str) -> list[str]:
+    """For the shell: the recipes of the workspace."""
+    return [name for name in known_recipes() if name.startswith(typed)]
+
+
+def complete_target(typed: str) -> list[str]:
+    """For the shell: the targets of the workspace."""
+    return [name for name in known_targets() if name.startswith(typed)]
+
 
 MODEL = "path/file.py:factory, hf:ORG/NAME, timm:NAME or torchvision:NAME."
 Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
@@ -29,6 +41,16 @@ Labels = Annotated[
         "\\[default: labels.csv, labels.json, ... in the folder]",
         show_default=False,
     ),
+]
+RecipeName = Annotated[
+    str,
+    typer.Option(help="A recipe: int8, bf16, calibration/recipes/NAME.toml, or a .toml file.", autocompletion=complete_recipe),
+]
+TargetName = Annotated[
+    str, typer.Option(help="A target: cpu, engines/targets/NAME.toml, or a .toml file.", autocompletion=complete_target)
+]
+Backend = Annotated[
+    str | None, typer.Option(help="A backend in place of the target's own: openvino, onnxruntime, tensorrt, tensorrt-rtx.")
 ]
 Ray = Annotated[
     str | None,

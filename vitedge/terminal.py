@@ -5,6 +5,7 @@ Results go to `out`, which is stdout, progress and remarks to `err`, which is st
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -100,3 +101,15 @@ def print_notes(notes: Sequence[str], most: int = 5) -> None:
         err.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     if len(notes) > most:
         err.print(f"[yellow]note:[/] and {len(notes) - most} more of the kind")
+
+
+def print_written(paths: Sequence[Path], report: Path | None) -> None:
+    """Which files a benchmark left; of these, `report` is the page."""
+    for path in paths:
+        out.print(f"{'report' if path == report else 'wrote'}: {path}", markup=False, soft_wrap=True)
+
+
+def print_next_run(engine: Path, source: Path) -> None:
+    """How to see an engine at work."""
+    command = f"vitedge run {shlex.quote(short_path(engine))} --source {shlex.quote(str(source))}"
+    err.print(f"[dim]next:   {escape(command)}[/]", soft_wrap=True)
