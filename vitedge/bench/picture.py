@@ -9,8 +9,8 @@ from typing import Any
 
 from vitedge.bench.document import Document
 from vitedge.bench.frontier import Choice, Point, locate
+from vitedge.bench.layout import ALL, TITLES, Layout, Mark, batch_text, groups_of, lay_out, limit_text
 from vitedge.bench.plot import FRAME, HEIGHT, WIDTH
-from vitedge.bench.scatter import ALL, TITLES, Layout, Mark, groups_of, lay_out, limit_text
 from vitedge.bench.tables import display_names
 from vitedge.errors import VitEdgeError, import_package
 from vitedge.workspace import write_file
@@ -52,8 +52,15 @@ def _draw_frame(axes: Any, found: Layout, points: Sequence[Point]) -> None:
         axes.plot([FRAME.left, FRAME.right], [at, at], color=GRID, linewidth=0.8, zorder=0)
         axes.text(FRAME.left - 9, at, text, color=SOFT, fontsize=SIZE, ha="right", va="center")
     axes.text(FRAME.left, 11, f"{title}, {unit}", fontsize=SIZE + 1, weight="bold", va="center")
-    batch = "one image" if points[0].timed.batch == 1 else f"a batch of {points[0].timed.batch}"
-    axes.text(FRAME.right, HEIGHT - 12, f"median latency of {batch}, ms", color=SOFT, fontsize=SIZE, ha="right", va="center")
+    axes.text(
+        FRAME.right,
+        HEIGHT - 12,
+        f"median latency of {batch_text(points[0].timed.batch)}, ms",
+        color=SOFT,
+        fontsize=SIZE,
+        ha="right",
+        va="center",
+    )
     for corners, group in found.fronts:
         wide = {"color": GRID, "linewidth": 5, "zorder": 0} if group == ALL else {"color": LINE, "linewidth": 1, "zorder": 1}
         axes.plot(*zip(*corners, strict=True), **wide)

@@ -16,9 +16,10 @@ from pathlib import Path
 from vitedge.bench import sections, tables
 from vitedge.bench.document import Candidate, Document, Judged, Timed
 from vitedge.bench.frontier import Choice, Point, choose, common_batch, drop_of, is_choice, locate, machine_names
+from vitedge.bench.layout import accuracy_text
 from vitedge.bench.page import page
 from vitedge.bench.plot import three
-from vitedge.bench.scatter import accuracy_text, scatter
+from vitedge.bench.scatter import scatter
 from vitedge.bench.tables import csv_text, display_names, lines
 from vitedge.errors import VitEdgeError
 from vitedge.workspace import write_file

@@ -15,6 +15,7 @@ from html import escape
 from vitedge.bench import charts
 from vitedge.bench.document import Confused, Disagreement, Document, Judged, LayerTime
 from vitedge.bench.frontier import machine_names
+from vitedge.bench.layout import batch_text
 from vitedge.bench.plot import three
 from vitedge.bench.scatter import key_of
 from vitedge.bench.tables import LEGEND, MORE_COLUMNS, Column, Line, columns, failures
@@ -185,9 +186,9 @@ def _ridges(narrow: Sequence[Line]) -> str:
     if not kept:
         return ""
     left = f"; {len(narrow) - len(kept)} more are not shown" if len(kept) < len(narrow) else ""
-    batch = "one image" if kept[0].timed.batch == 1 else f"a batch of {kept[0].timed.batch}"
     caption = "<figcaption><b>Latency</b><span>narrow and to the left is better</span></figcaption>"
-    return f'<figure class="card plot">{caption}{charts.distributions(kept)}<p class="axis">ms for {batch}{left}</p></figure>'
+    said = f'<p class="axis">ms for {batch_text(kept[0].timed.batch)}{left}</p>'
+    return f'<figure class="card plot">{caption}{charts.distributions(kept)}{said}</figure>'
 
 
 def _curves(shown: Sequence[Line]) -> str:
