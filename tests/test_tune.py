@@ -15,8 +15,8 @@ import pytest
 from tests.engines import ROOT, Made, Silent
 from tests.models import tiny_vit, write_noise
 from vitedge import cli
+from vitedge.bench.choice import choose
 from vitedge.bench.document import load_document
-from vitedge.bench.frontier import choose
 from vitedge.errors import VitEdgeError
 from vitedge.pipeline import ModelSource
 from vitedge.search import Design, Found, Goal, Search, Space, Trial

@@ -14,8 +14,8 @@ from vitedge.terminal import ENGINE, Terminal, chosen_engine, complete_engine, o
 from vitedge.workspace import find_graph
 
 if TYPE_CHECKING:
+    from vitedge.bench.choice import Choice
     from vitedge.bench.document import Document
-    from vitedge.bench.frontier import Choice
     from vitedge.bench.gate import Gate
 
 CONTENDER = (
@@ -152,7 +152,7 @@ def bench(
 
 def _choice(document: Document, budget_ms: float | None, max_drop: float | None) -> tuple[Choice | None, VitEdgeError | None]:
     """What to ship within the limits, if any are given; or the error that nothing fits, for when all is shown."""
-    from vitedge.bench.frontier import choose
+    from vitedge.bench.choice import choose
 
     try:
         limited = budget_ms is not None or max_drop is not None
@@ -193,8 +193,9 @@ def print_document(document: Document, json_file: Path | None, choice: Choice | 
 
     choice: what was chosen within limits.
     """
+    from vitedge.bench.choice import usual_choice
     from vitedge.bench.document import save_document
-    from vitedge.bench.report import beaten, headline, usual_choice
+    from vitedge.bench.report import beaten, headline
     from vitedge.bench.tables import terminal
 
     usual = usual_choice([document])

@@ -32,9 +32,9 @@ def report(
     ] = None,
 ) -> None:
     """Merge benchmarks of one machine or several into one frontier, and write it as a self-contained page."""
+    from vitedge.bench.choice import choose, usual_choice
     from vitedge.bench.document import load_document
-    from vitedge.bench.frontier import choose
-    from vitedge.bench.report import mismatches, usual_choice, write_outputs
+    from vitedge.bench.report import mismatches, write_outputs
     from vitedge.bench.tables import terminal
 
     require_other(output, markdown, csv, png, of=files)

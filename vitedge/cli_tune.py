@@ -49,8 +49,8 @@ def tune(
     json_file: Json = None,
 ) -> None:
     """Build a model in many ways, search the frontier of latency and accuracy, and choose the engine to ship."""
+    from vitedge.bench.choice import choose
     from vitedge.bench.document import save_document
-    from vitedge.bench.frontier import choose
     from vitedge.bench.report import write_outputs
     from vitedge.bench.tables import terminal as table
     from vitedge.pipeline import ModelSource

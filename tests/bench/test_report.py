@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from tests.bench.documents import candidate, document, labelled, timed
+from vitedge.bench.choice import choose, usual_choice
 from vitedge.bench.document import Candidate, Confused, Disagreement, Document, Interval, Judged, LayerTime
 from vitedge.bench.environment import environment
-from vitedge.bench.frontier import choose
-from vitedge.bench.report import beaten, headline, html, mismatches, usual_choice, write_outputs
+from vitedge.bench.report import beaten, headline, html, mismatches, write_outputs
 from vitedge.errors import MissingPackageError, VitEdgeError
 
 FP32 = candidate("vit/fp32", 5.2, labelled(91.2))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.bench.documents import candidate, document, labelled
 from tests.bench.test_report import rich
-from vitedge.bench.frontier import choose
+from vitedge.bench.choice import choose
 from vitedge.bench.report import write_outputs
 
 webdriver = pytest.importorskip("selenium.webdriver")

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from tests.bench.documents import candidate, document, labelled, timed
+from vitedge.bench.choice import Choice, choose
 from vitedge.bench.document import Document
-from vitedge.bench.frontier import Choice, choose
 from vitedge.bench.tables import columns, csv_text, display_names, failures, lines, markdown, terminal
 
 FP32 = candidate("vit/fp32", 5.0, labelled(91.2), batches=(1, 8))

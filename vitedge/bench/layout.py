@@ -13,8 +13,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from vitedge.bench.choice import Choice, is_choice
 from vitedge.bench.document import Document, Interval
-from vitedge.bench.frontier import Choice, Measure, Point, is_choice, machine_names, setting
+from vitedge.bench.frontier import Measure, Point, machine_names, setting
 from vitedge.bench.plot import FRAME, GLYPH, LINE, WIDTH, Axis, Box, axis, log_axis, places, three
 
 LABELLED = 14  # points that all get a label if there is room; of more, those on the frontier do

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vitedge.bench.choice import Choice
 from vitedge.bench.document import Document
-from vitedge.bench.frontier import Choice, Point, locate
+from vitedge.bench.frontier import Point, locate
 from vitedge.bench.layout import ALL, TITLES, Layout, Mark, batch_text, groups_of, lay_out, limit_text
 from vitedge.bench.plot import FRAME, HEIGHT, WIDTH
 from vitedge.bench.tables import display_names

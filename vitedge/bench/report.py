@@ -14,8 +14,9 @@ from html import escape
 from pathlib import Path
 
 from vitedge.bench import sections, tables
+from vitedge.bench.choice import Choice, choose, is_choice, usual_choice
 from vitedge.bench.document import Candidate, Document, Judged, Timed
-from vitedge.bench.frontier import Choice, Point, choose, common_batch, drop_of, is_choice, locate, machine_names
+from vitedge.bench.frontier import Point, common_batch, drop_of, locate, machine_names
 from vitedge.bench.layout import accuracy_text
 from vitedge.bench.page import page
 from vitedge.bench.plot import three
@@ -49,14 +50,6 @@ def write_outputs(
         if path:
             write_file(path, made(documents, choice))
     return [path for path in (report, markdown, csv, png) if path]
-
-
-def usual_choice(documents: Sequence[Document]) -> Choice | None:
-    """The choice without limits; None where nothing was timed."""
-    try:
-        return choose(documents)
-    except VitEdgeError:
-        return None
 
 
 def headline(document: Document, choice: Choice) -> str:

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from vitedge.bench.choice import Choice
 from vitedge.bench.document import Candidate, Document
-from vitedge.bench.frontier import Choice, Point, machine_names
+from vitedge.bench.frontier import Point, machine_names
 from vitedge.bench.layout import ALL, TITLES, Layout, Limit, Mark, batch_text, groups_of, lay_out, limit_text
 from vitedge.bench.plot import FRAME, HEIGHT, WIDTH
 

@@ -24,8 +24,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vitedge.bench.choice import Choice, is_choice
 from vitedge.bench.document import Candidate, Document, Interval, Judged, Timed
-from vitedge.bench.frontier import Choice, Point, drop_of, is_choice, locate, machine_names, setting
+from vitedge.bench.frontier import Point, drop_of, locate, machine_names, setting
 from vitedge.bench.plot import three
 
 NAME = 28  # letters of a candidate in a terminal that is narrow
