@@ -14,7 +14,8 @@ from rich.console import Console
 from tests.bench.documents import candidate, document, labelled, timed
 from vitedge.bench.choice import Choice, choose
 from vitedge.bench.document import Document
-from vitedge.bench.tables import columns, csv_text, display_names, failures, lines, markdown, terminal
+from vitedge.bench.lines import columns, display_names, failures, lines
+from vitedge.bench.tables import csv_text, markdown, terminal
 
 FP32 = candidate("vit/fp32", 5.0, labelled(91.2), batches=(1, 8))
 INT8 = candidate("vit/int8", 3.0, labelled(91.0, 0.2, 98.6), batches=(1, 8))

@@ -18,8 +18,8 @@ from html import escape
 
 from vitedge.bench.document import Confused, LayerTime
 from vitedge.bench.explain import PARTS
+from vitedge.bench.lines import Line
 from vitedge.bench.plot import FRAME, GLYPH, HEIGHT, WIDTH, Axis, axis, log_axis, three
-from vitedge.bench.tables import Line
 
 NAMES, VALUES = 158, 92  # units for what stands left of a ridge, and right of it
 ROW, RIDGE = 36, 27  # units from ridge to ridge, and the height of one
@@ -45,9 +45,9 @@ def distributions(shown: Sequence[Line]) -> str:
 
 def throughput(shown: Sequence[Line]) -> str:
     """Images a second over the batch, a curve a candidate; at most six of them."""
-    curves: dict[tuple[int, str, int | None, int], list[Line]] = defaultdict(list)
+    curves: dict[tuple[tuple[int, str], int | None, int], list[Line]] = defaultdict(list)
     for line in shown:
-        curves[id(line.document), line.name, line.timed.threads, line.timed.streams].append(line)
+        curves[line.owner, line.timed.threads, line.timed.streams].append(line)
     kept = list(curves.values())[:CURVES]
     batches = sorted({line.timed.batch for curve in kept for line in curve})
     x = log_axis(batches[0] / 1.2, batches[-1] * 1.2, FRAME.left, FRAME.right - 110)

@@ -11,8 +11,8 @@ from vitedge.bench.choice import Choice
 from vitedge.bench.document import Document
 from vitedge.bench.frontier import Point, locate
 from vitedge.bench.layout import ALL, TITLES, Layout, Mark, batch_text, groups_of, lay_out, limit_text
+from vitedge.bench.lines import display_names
 from vitedge.bench.plot import FRAME, HEIGHT, WIDTH
-from vitedge.bench.tables import display_names
 from vitedge.errors import VitEdgeError, import_package
 from vitedge.workspace import write_file
 

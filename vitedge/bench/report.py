@@ -18,10 +18,11 @@ from vitedge.bench.choice import Choice, choose, is_choice, usual_choice
 from vitedge.bench.document import Candidate, Document, Judged, Timed
 from vitedge.bench.frontier import Point, common_batch, drop_of, locate, machine_names
 from vitedge.bench.layout import accuracy_text
+from vitedge.bench.lines import display_names, lines
 from vitedge.bench.page import page
 from vitedge.bench.plot import three
 from vitedge.bench.scatter import scatter
-from vitedge.bench.tables import csv_text, display_names, lines
+from vitedge.bench.tables import csv_text
 from vitedge.errors import VitEdgeError
 from vitedge.workspace import write_file
 

@@ -16,9 +16,9 @@ from vitedge.bench import charts
 from vitedge.bench.document import Confused, Disagreement, Document, Judged, LayerTime
 from vitedge.bench.frontier import machine_names
 from vitedge.bench.layout import batch_text
+from vitedge.bench.lines import LEGEND, MORE_COLUMNS, Column, Line, columns, failures
 from vitedge.bench.plot import three
 from vitedge.bench.scatter import key_of
-from vitedge.bench.tables import LEGEND, MORE_COLUMNS, Column, Line, columns, failures
 
 MOST_LINES = 240  # of a table
 MOST_RIDGES = 24
@@ -157,19 +157,15 @@ def _best(column: Column) -> str:
     return f' data-best="{column.best}"' if column.best else ""
 
 
-def _is_reference(line: Line) -> bool:
-    return line.candidate.name == line.document.reference
-
-
 def _of_interest(shown: Sequence[Line], has: Callable[[Line], bool]) -> list[Line]:
     """A line of each candidate that has something to show: the choice, then the reference, then the frontier, then others."""
     first: dict[tuple[int, str], Line] = {}
     for line in filter(has, shown):
-        first.setdefault((id(line.document), line.name), line)
-    chosen = {(id(line.document), line.name) for line in shown if line.chosen}
+        first.setdefault(line.owner, line)
+    chosen = {line.owner for line in shown if line.chosen}
 
     def rank(line: Line) -> tuple[bool, bool, bool]:
-        return (id(line.document), line.name) not in chosen, not _is_reference(line), not line.mark
+        return line.owner not in chosen, not line.is_reference, not line.mark
 
     return sorted(first.values(), key=rank)
 
@@ -181,7 +177,7 @@ def _elsewhere(narrow: Sequence[Line]) -> set[str]:
 
 def _ridges(narrow: Sequence[Line]) -> str:
     """A ridge a candidate; those that matter are kept where there are many."""
-    ranked = sorted(narrow, key=lambda line: (not line.chosen, not _is_reference(line), not line.mark, line.timed.p50_ms))
+    ranked = sorted(narrow, key=lambda line: (not line.chosen, not line.is_reference, not line.mark, line.timed.p50_ms))
     kept = sorted(ranked[:MOST_RIDGES], key=lambda line: line.timed.p50_ms)
     if not kept:
         return ""
@@ -193,12 +189,12 @@ def _ridges(narrow: Sequence[Line]) -> str:
 
 def _curves(shown: Sequence[Line]) -> str:
     """Throughput over the batch, where there are several."""
-    marked = {(id(line.document), line.name) for line in shown if line.mark}
-    kept = [line for line in shown if (id(line.document), line.name) in marked or _is_reference(line)]
+    marked = {line.owner for line in shown if line.mark}
+    kept = [line for line in shown if line.owner in marked or line.is_reference]
     if len({line.timed.batch for line in kept}) < 2:
         return ""
-    chosen = {(id(line.document), line.name) for line in kept if line.chosen}
-    kept.sort(key=lambda line: ((id(line.document), line.name) not in chosen, not _is_reference(line), line.timed.batch))
+    chosen = {line.owner for line in kept if line.chosen}
+    kept.sort(key=lambda line: (line.owner not in chosen, not line.is_reference, line.timed.batch))
     caption = "<figcaption><b>Throughput, images/s</b><span>up is better</span></figcaption>"
     return f'<figure class="card plot">{caption}{charts.throughput(kept)}<p class="axis">images in a call</p></figure>'
 
@@ -226,7 +222,7 @@ def _confusion(line: Line, reference: Judged) -> str:
     labels, found = _labels(line.document, line.judged.confusion), line.judged.confusion
     before = {(entry.truth, entry.answer): entry.images for entry in reference.confusion}
     ranked = sorted(found, key=lambda entry: -entry.images)[:PAIRS]
-    own = _is_reference(line)
+    own = line.is_reference
     head = f'<tr><th>truth</th><th>answer</th><th class="number">images</th>{"" if own else _reference_head(line)}</tr>'
     rows = "".join(
         f'<tr><td>{escape(labels[entry.truth])}</td><td>{escape(labels[entry.answer])}</td><td class="number">{entry.images}</td>'
