@@ -54,7 +54,8 @@ from vitedge.bench import document as bench
 from vitedge.bench.contenders import Contender, Origin, open_contenders
 from vitedge.bench.environment import environment
 from vitedge.bench.frontier import locate
-from vitedge.bench.run import Plan, benchmark
+from vitedge.bench.plan import Plan
+from vitedge.bench.run import benchmark
 from vitedge.bench.statistics import speedup
 from vitedge.bench.tables import terminal
 from vitedge.compiler.models import load_model

@@ -743,12 +743,12 @@ def test_the_package_runs_as_a_module_and_exits_with_the_same_status(tmp_path: P
 
 def test_an_interrupted_command_says_so_and_exits_130(made: Made, tmp_path: Path) -> None:
     tells = """
-import vitedge.bench.run as run
-measure = run.measure
+import vitedge.bench.timing as timing
+measure = timing.measure
 def told(*arguments, **options):
     print("timing", flush=True)
     return measure(*arguments, **options)
-run.measure = told
+timing.measure = told
 """
     command = ("bench", made.engines["openvino", "int8"], "--images", made.images, "--seconds", 600)
     process = start_python(tells + VITEDGE, *command, folder=tmp_path)

@@ -119,8 +119,8 @@ def bench(
 ) -> None:
     """Measure latency, throughput and accuracy of engines, ONNX files and torch models side by side, in turns."""
     from vitedge import pipeline
+    from vitedge.bench.plan import Plan
     from vitedge.bench.report import write_outputs
-    from vitedge.bench.run import Plan
 
     gate, first = _gate(baseline, _limit(max_slower), max_drop)
     names = [_chosen(name) for name in (*first, *contenders)]

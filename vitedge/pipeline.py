@@ -36,8 +36,9 @@ from vitedge.bench.costs import Analysis
 from vitedge.bench.document import Document, rows_of
 from vitedge.bench.environment import environment
 from vitedge.bench.gate import Gate
+from vitedge.bench.plan import Plan
 from vitedge.bench.report import write_outputs
-from vitedge.bench.run import Plan, benchmark
+from vitedge.bench.run import benchmark
 from vitedge.bench.throughput import measure_throughput
 from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
 from vitedge.cluster import judging, on_one_core

@@ -21,7 +21,8 @@ from vitedge.backends.build import read_source
 from vitedge.backends.metadata import count_operators
 from vitedge.bench.contenders import open_contenders
 from vitedge.bench.document import Document
-from vitedge.bench.run import Plan, benchmark
+from vitedge.bench.plan import Plan
+from vitedge.bench.run import benchmark
 from vitedge.datasets import list_dataset
 from vitedge.errors import VitEdgeError
 from vitedge.images import sample

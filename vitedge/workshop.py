@@ -23,7 +23,8 @@ from vitedge.backends.build import read_source
 from vitedge.bench.contenders import open_contenders
 from vitedge.bench.document import Candidate, Document, Judged
 from vitedge.bench.frontier import drop_of
-from vitedge.bench.run import Plan, benchmark
+from vitedge.bench.plan import Plan
+from vitedge.bench.run import benchmark
 from vitedge.bound import costs_step, loosen_step
 from vitedge.errors import VitEdgeError
 from vitedge.images import ImageFile, sample

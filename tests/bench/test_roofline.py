@@ -14,8 +14,9 @@ from vitedge.backends import load_backend
 from vitedge.backends.build import Source
 from vitedge.bench.contenders import open_contenders
 from vitedge.bench.document import rows_of
+from vitedge.bench.plan import Plan
 from vitedge.bench.roofline import POINTS, STREAMING, Point, bound, engine_bound_ms, estimate
-from vitedge.bench.run import Plan, benchmark
+from vitedge.bench.run import benchmark
 from vitedge.errors import VitEdgeError
 from vitedge.runtime.engine import open_engine
 from vitedge.specs import FloatType, ModelCard, Peaks, Preprocess, Recipe, Target, Work

@@ -13,10 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.engines import Made
-from vitedge.bench import latency, run
+from vitedge.bench import latency, run, timing
 from vitedge.bench.contenders import Contender, Origin, Setting, open_contenders
 from vitedge.bench.document import Candidate, Document, Timed, load_document, rows_of, save_document
-from vitedge.bench.run import Plan, benchmark
+from vitedge.bench.plan import Plan
+from vitedge.bench.run import benchmark
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.images import list_images
 from vitedge.preprocess import write_input
@@ -181,7 +182,7 @@ def test_those_that_cannot_be_told_apart_are_noted(monkeypatch: pytest.MonkeyPat
     alike = [note for note in notes if "cannot be told apart" in note]
     assert len(alike) <= 1 and all("b and a" in note for note in alike)
     monkeypatch.setattr(
-        run, "speedup", lambda *arguments: (1.0, dataclasses.replace(run.median_interval([1.0, 2.0]), low=0.9, high=1.1))
+        timing, "speedup", lambda *arguments: (1.0, dataclasses.replace(timing.median_interval([1.0, 2.0]), low=0.9, high=1.1))
     )
     notes.clear()
     benchmark([contender("a"), contender("b")], [], Plan((1, 2), seconds=1e-6), notes=notes)
@@ -201,7 +202,7 @@ def test_a_busy_machine_and_a_broken_clock_are_noted(monkeypatch: pytest.MonkeyP
         assert ("another process was busy in 5 of 5 turns: the times are rough" in notes) == expected
         assert "earlier" in notes
     dropped = dataclasses.replace(latency.take_turn((lambda: None,)), dropped=3)
-    assert "went back in 3 calls" in run._disturbances([latency.Latency(1, (dropped,))])[0]
+    assert "went back in 3 calls" in timing._disturbances([latency.Latency(1, (dropped,))])[0]
 
 
 def test_memory_is_of_a_process_beyond_a_bare_one_and_its_failure_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,180 @@
+"""Entries in, their timings out: in every setting and batch of a Plan, side by side in turns.
+
+    [Entry, ...]  ->  opened with a Setting  ->  lanes of calls  ->  latency.py  ->  Timed, in each entry
+                                                                 ->  sentences on what disturbed it
+
+Whoever fails on the way leaves; the others go on. Knows nothing of accuracies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
+
+from vitedge.bench.contenders import Contender, Setting
+from vitedge.bench.document import Timed
+from vitedge.bench.energy import Meter
+from vitedge.bench.latency import Call, Lane, Latency, measure
+from vitedge.bench.plan import Entry, Plan, Progress, Undecided, remaining
+from vitedge.bench.roofline import engine_bound_ms
+from vitedge.bench.statistics import median_interval, speedup
+from vitedge.bench.throttle import Watch
+from vitedge.images import ImageFile, stream
+
+ROUGH = 0.1  # of the turns: where others disturbed more, the times deserve a note
+END_TO_END = 0.25  # of the seconds of a batch go to timing a picture's way from decoded to answered
+LONGER = 3  # times at most that a timing which decides nothing is taken once more
+
+
+class Timer:
+    """Times all that are here in each setting and batch."""
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        plan: Plan,
+        files: Sequence[ImageFile],
+        meter: Meter,
+        progress: Progress,
+        undecided: Undecided,
+    ) -> None:
+        self._entries, self._plan, self._progress, self._undecided = entries, plan, progress, undecided
+        self._energy = meter.used_j if meter.sensors else None
+        self._watch = Watch()
+        self._latencies: list[Latency] = []
+        self._picture: NDArray[Any] | None = None
+        if plan.end_to_end and files:
+            self._picture = next((image for _, image in stream(files, [])), None)
+
+    def time(self) -> list[str]:
+        """All of it; gives sentences on what disturbed it."""
+        for number, setting in enumerate(self._plan.settings):
+            if number or setting != Setting():
+                for entry in remaining(self._entries):
+                    with entry.doing(f"opening with {_told(setting)}"):
+                        entry.contender.open(setting)
+            for batch in self._plan.batches:
+                self._time(setting, batch)
+        if self._plan.seconds <= 0:  # of which nobody expects exact times
+            return []
+        return [*_disturbances(self._latencies), *self._watch.findings(), *_alike(self._entries)]
+
+    def _time(self, setting: Setting, batch: int) -> None:
+        stage = ", ".join(filter(None, ("latency", f"batch {batch}", "" if setting == Setting() else _told(setting))))
+        lanes = {entry.name: _lane(entry.contender, batch, setting) for entry in remaining(self._entries)}
+        found = self._measure(lanes, self._plan.seconds, stage)
+        timed = self._timed(found, setting)
+        for _ in range(LONGER):
+            if self._plan.seconds <= 0 or len(timed) < 1 or not self._undecided(timed):
+                break
+            more = self._measure({name: lanes[name] for name in found}, self._plan.seconds, f"{stage}, continued")
+            found = {name: replace(one, turns=found[name].turns + one.turns) for name, one in more.items()}
+            timed = self._timed(found, setting)
+        self._latencies += found.values()
+        if batch == 1 and setting.streams == 1 and self._picture is not None:
+            lanes = {entry.name: _way(entry.contender, self._picture) for entry in self._entries if entry.name in found}
+            ways = self._measure(lanes, self._plan.seconds * END_TO_END, f"{stage}, end to end")
+            timed = {name: replace(one, end_to_end_ms=ways[name].centiles_ms[50]) for name, one in timed.items() if name in ways}
+        for entry in self._entries:
+            if not entry.failed and entry.name in timed:
+                entry.timings.append(timed[entry.name])
+
+    def _measure(self, lanes: Mapping[str, Lane], seconds: float, stage: str) -> dict[str, Latency]:
+        """What was timed of those that did not fail meanwhile, by name."""
+
+        def told(done: float) -> None:
+            self._watch.look()
+            self._progress(stage, done)
+
+        failed: dict[str, str] = {}
+        found = measure(list(lanes.values()), seconds=seconds, failed=failed, progress=told, energy=self._energy)
+        for entry in self._entries:
+            if entry.name in failed:
+                entry.leave(f"timing ({stage})", failed[entry.name])
+        remaining(self._entries)
+        return {name: latency for name, latency in zip(lanes, found, strict=True) if latency}
+
+    def _timed(self, found: Mapping[str, Latency], setting: Setting) -> dict[str, Timed]:
+        reference = next(iter(found.values()), None)
+        entries = [entry for entry in self._entries if entry.name in found]
+        return {
+            entry.name: _timed(entry.contender, setting, found[entry.name], None if found[entry.name] is reference else reference)
+            for entry in entries
+        }
+
+
+def _lane(contender: Contender, batch: int, setting: Setting) -> Lane:
+    """One call a stream, each on a buffer of its own with the same images."""
+    forks = [contender.fork() for _ in range(setting.streams - 1)]
+    for fork in forks:
+        fork.input[:] = contender.input
+    calls: tuple[Call, ...] = (partial(contender.run, batch), *(partial(fork.run, batch) for fork in forks))
+    return Lane(contender.name, calls, batch)
+
+
+def _way(contender: Contender, picture: NDArray[Any]) -> Lane:
+    """From a decoded picture to its answer."""
+
+    def call() -> None:
+        contender.write(0, picture)
+        contender.run(1)
+
+    return Lane(contender.name, (call,))
+
+
+def _timed(contender: Contender, setting: Setting, latency: Latency, reference: Latency | None) -> Timed:
+    manifest, watts = contender.manifest, latency.power_w
+    timed = Timed(
+        batch=latency.batch,
+        threads=setting.threads or (manifest.target.threads if manifest else None),
+        streams=setting.streams,
+        calls=latency.samples_ms.size,
+        rounds_ms=latency.rounds_ms,
+        disturbed=latency.disturbed,
+        centiles_ms=latency.centiles_ms,
+        jitter_ms=latency.jitter_ms,
+        p50=median_interval(latency.rounds_ms, _disturbed(latency)),
+        images_per_s=latency.images_per_s,
+        bound_ms=engine_bound_ms(manifest, latency.batch) if manifest else None,
+        power_w=watts,
+        energy_mj=None if watts is None else watts / latency.images_per_s * 1000,
+    )
+    if reference is None:
+        return timed
+    disturbed = max(_disturbed(reference), _disturbed(latency))
+    ratio, interval = speedup(reference.rounds_ms, latency.rounds_ms, disturbed)
+    return replace(timed, speedup=ratio, speedup_interval=interval)
+
+
+def _disturbed(latency: Latency) -> float:
+    return latency.disturbed / len(latency.turns)
+
+
+def _told(setting: Setting) -> str:
+    parts = [(setting.threads, "thread"), (setting.streams if setting.streams != 1 else None, "stream")]
+    return ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in parts if count) or "all threads"
+
+
+def _disturbances(latencies: Sequence[Latency]) -> list[str]:
+    disturbed, turns = sum(latency.disturbed for latency in latencies), sum(len(latency.turns) for latency in latencies)
+    dropped = sum(latency.dropped for latency in latencies)
+    busy = f"another process was busy in {disturbed} of {turns} turns: the times are rough"
+    back = f"the clock of this machine stood still or went back in {dropped} calls, which are not counted"
+    return [busy] * (disturbed > ROUGH * turns) + [back] * (dropped > 0)
+
+
+def _alike(entries: Sequence[Entry]) -> list[str]:
+    """Which cannot be told apart from the reference."""
+    here = [entry for entry in entries if not entry.failed]
+    found = []
+    for entry in here[1:]:
+        ranges = [(timed.batch, timed.speedup_interval) for timed in entry.timings if timed.speedup_interval]
+        batches = list(dict.fromkeys(batch for batch, range_ in ranges if range_.low <= 1 <= range_.high))
+        if batches:
+            where = f"batch {' and '.join(map(str, batches))}"
+            found.append(f"at {where}, {entry.name} and {here[0].name} cannot be told apart on this machine: time them longer")
+    return found
