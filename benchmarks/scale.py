@@ -2,7 +2,7 @@
 
     engines/*, examples/*/.cache (make demo)  ->  one process, then 1, 2, 4 workers, in turns  ->  results/scale.json
 
-    python benchmarks/scale.py [--workers 1 2 4] [--rounds 3] [--output results/scale.json]
+    python -m benchmarks.scale [--workers 1 2 4] [--rounds 3] [--output results/scale.json]
 
 `seconds` is without what a cluster takes to start, which is `start_s`; that every worker opens the engines is in it.
 Of several rounds the fastest counts: other processes only ever add. `driver_ms` is what merging a part takes the
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -89,7 +91,7 @@ class Clocked:
 
 def main() -> None:
     """Measure every task with every number of workers, and write the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("python -m benchmarks.scale", description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "scale.json")
@@ -98,7 +100,8 @@ def main() -> None:
     for model in SUBJECTS:
         for task in (judged, calibrated):
             rows += best_of(given.rounds, partial(task, model), [0, *given.workers])
-    write_json(given.output, {"environment": environment(), "rows": [to_dict(row) for row in rows]})
+    where = {**environment(), "command": shlex.join(["python", "-m", "benchmarks.scale", *sys.argv[1:]])}
+    write_json(given.output, {"environment": where, "rows": [to_dict(row) for row in rows]})
 
 
 def best_of(rounds: int, measure: Callable[[int], tuple[Row, Any]], counts: Sequence[int]) -> list[Row]:

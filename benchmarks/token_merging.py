@@ -3,7 +3,7 @@
     examples/fashion_mnist, examples/focus  ->  merged engines, FP32 and INT8  ->  accuracy, operations, latency  ->  JSON
 
     pip install -e '.[compile,cpu]'
-    python benchmarks/token_merging.py [--seconds 10] [--output results/token_merging.json]
+    python -m benchmarks.token_merging [--seconds 10] [--output results/token_merging.json]
 
 Three subjects: the Fashion-MNIST ViT on its 10,000 test images; the focus ViT-S/14 by the SQNR of its saliency on the stills of
 a clip that calibration never saw; and a ViT-S/16 with random weights that answers with its class token, for its latency alone.
@@ -14,6 +14,7 @@ all. Built engines are kept in .cache/token_merging/. Knows nothing of Markdown:
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -76,12 +77,12 @@ class ClassToken(nn.Module):
 
 def main() -> None:
     """Measure all subjects and write them as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m benchmarks.token_merging", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each engine is timed")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "token_merging.json")
     arguments = parser.parse_args()
     rows = [row for subject in subjects() for row in measured(subject, arguments.seconds)]
-    where = {**environment(), "command": " ".join(["python", "benchmarks/token_merging.py", *sys.argv[1:]])}
+    where = {**environment(), "command": shlex.join(["python", "-m", "benchmarks.token_merging", *sys.argv[1:]])}
     write_json(arguments.output, {"environment": where, "rows": rows})
 
 

@@ -51,6 +51,7 @@ from vitedge.workspace import content_key, load_recipe, load_target, sha256, sho
 
 CODE_AND_WEIGHTS = (".py", ".pth", ".pt", ".bin", ".safetensors", ".npz")
 KEPT_NAMED = 5  # nodes that stay in FP32
+FLATTERED = "accuracy was measured on the calibration images, which flatters it: give others with --judge"
 COMPARED = 4  # real images on which the export is compared with torch, besides random ones
 
 
@@ -167,7 +168,7 @@ def make(job: Job, watcher: Watcher) -> Result:
         folders = [build_step(changed[i], target, engines, watcher, files) if i in changed else f for i, f in enumerate(folders)]
         document = bench_step(list(map(str, folders)), judged, plan, watcher)
     if judged is files:
-        notes.append("accuracy was measured on the calibration images, which flatters it: give others with --judge")
+        notes.append(FLATTERED)
     document = dataclasses.replace(document, notes=tuple(dict.fromkeys([*notes, *document.notes])))  # steps read the same images
     report, rows = model.parent / "report.html", rows_of(document)
     write_outputs([document], report=report)

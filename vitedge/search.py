@@ -67,8 +67,9 @@ class Design:
 class Found:
     """What a trial measured.
 
-    ratio: of its latency to the reference's, measured in turns; doubt: the standard error of its logarithm. loss: points, or
-    noise as a part of the signal (see Goal); spread: its standard error. images: that it was judged on.
+    ratio: of its latency to the reference's, measured in turns; doubt: by how much its logarithm differs from measurement to
+    measurement (a standard deviation). loss: points, or noise as a part of the signal (see Goal); spread: its standard error.
+    images: that it was judged on.
     """
 
     design: Design

@@ -26,7 +26,7 @@ from vitedge.bench.run import benchmark
 from vitedge.datasets import list_dataset
 from vitedge.errors import VitEdgeError
 from vitedge.images import sample
-from vitedge.pipeline import ModelSource, Watcher, absent, require_compiler
+from vitedge.pipeline import FLATTERED, ModelSource, Watcher, absent, require_compiler
 from vitedge.search import Design, Found, Goal, Search, Space, decibels
 from vitedge.specs import ModelCard, Recipe, Target
 from vitedge.workshop import REFERENCE, Clocked, Journal, Materials, OutOfTime, Workshop
@@ -46,7 +46,6 @@ SLACK_S = 0.5  # between a trial that ends and the next
 CUTS = (0.1, 0.2, 0.3, 0.4, 0.5)  # parts of all tokens that merging leaves out
 SIDES = (0.86, 0.72, 0.58)  # of the image's own
 FREED = (1, 2, 4, 8, 16, 32)
-FLATTERED = "accuracy was measured on the calibration images, which flatters it: give others with --judge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,7 @@ def tune(job: TuneJob, watcher: Watcher, clock: Callable[[], float] = time.monot
     _recall(journal, workshop, search, told)
     hurried = run(search, workshop, journal, told, notes)
     notes += dict.fromkeys(workshop.notes)
-    document, engines = _finish(search, workshop, told, HURRY_S if hurried else budget.left, notes, (job.judge or job.images))
+    document, engines = _finish(search, workshop, told, HURRY_S if hurried else budget.left, notes, job.judge or job.images)
     return Tuned(document, engines, graph.parent, len(search.found))
 
 

@@ -24,6 +24,7 @@ from vitedge.bench.contenders import open_contenders
 from vitedge.bench.document import Candidate, Document, Judged
 from vitedge.bench.frontier import drop_of
 from vitedge.bench.plan import Plan
+from vitedge.bench.proportions import Z
 from vitedge.bench.run import benchmark
 from vitedge.bound import costs_step, loosen_step
 from vitedge.errors import VitEdgeError
@@ -41,8 +42,9 @@ TIMED_S = 0.6  # of each of the two, in a trial
 WARM_IMAGES, FIRST_IMAGES = 4, 64  # that the reference is measured on alone
 EXPORT_S, BUILD_S, LOOSEN_S = 15.0, 3.0, 5.0  # that a step is expected to take, until one was made
 PASSES = 4  # over its images, at the speed of the reference, that calibrating and quantizing are expected to take
-COSTS_S = 1.0  # a Linear
+COSTS_S = 50.0  # a second a Linear, of which a small ViT has about fifty
 LEAST_IMAGE_S = 1e-4  # of judging one
+NOISE_SPREAD = 0.3  # by which part the noise of images differs, about
 GAINED = 0.5  # of the time that sensitivity.py's model adds for a Linear in float, on a processor with bf16
 
 
@@ -225,7 +227,7 @@ class Workshop:
             document = benchmark(contenders, files, plan, notes=[], progress=progress)
         for candidate in document.candidates:
             if candidate.failed:
-                raise VitEdgeError(f"{candidate.name} failed {candidate.failed}")
+                raise VitEdgeError(f"{candidate.name} failed while {candidate.failed}")
         opened_s = (document.candidates[-1].open_ms + document.candidates[-1].first_ms) / 1000
         judging_s = last.get("accuracy", began) - last.get("opening", began) - opened_s
         image_s, pairs = max(judging_s / len(files), LEAST_IMAGE_S), 2 / len(folders)
@@ -292,7 +294,7 @@ class Workshop:
         if design.freed or design.floats:
             needed += took.get("loosen", LOOSEN_S)
         if design.freed and design.recipe not in self._points:
-            needed += took.get("costs", COSTS_S * 50)
+            needed += took.get("costs", COSTS_S)
         return needed
 
     def _quantizing_s(self, recipe: Recipe) -> float:
@@ -307,7 +309,7 @@ class Workshop:
         timed = candidate.timings[0]
         if timed.speedup is None or timed.speedup_interval is None or candidate.judged is None:
             raise VitEdgeError(f"{candidate.name} was not measured")
-        doubt = math.log(timed.speedup_interval.high / timed.speedup_interval.low) / 3.92
+        doubt = math.log(timed.speedup_interval.high / timed.speedup_interval.low) / (2 * Z)
         loss, spread = _loss(document, candidate, points=self.counts_points)
         return Found(design, 1 / timed.speedup, loss, spread, candidate.judged.images, doubt)
 
@@ -321,14 +323,14 @@ def _variant(graph: Path, design: Design) -> str:
 def _loss(document: Document, candidate: Candidate, *, points: bool) -> tuple[float, float]:
     """The loss of a candidate as search.py counts it, and its standard error."""
     judged = candidate.judged or Judged(0)
-    lost = drop_of(document, candidate) if points else judged.sqnr_db
-    if lost is None or not judged.images:
+    measured = drop_of(document, candidate) if points else judged.sqnr_db
+    if measured is None or not judged.images:
         what = f"the output of {candidate.name} cannot be compared with the reference's"
         raise VitEdgeError(what, hint="is it of the same shape?")
     if not points:
-        noise = 10 ** (-lost / 10)
-        return noise, 0.3 * noise / math.sqrt(judged.images)  # images differ in noise by a third, or so
+        noise = 10 ** (-measured / 10)
+        return noise, NOISE_SPREAD * noise / math.sqrt(judged.images)
     if judged.drop_interval is not None:
-        return lost, (judged.drop_interval.high - judged.drop_interval.low) / 3.92
+        return measured, (judged.drop_interval.high - judged.drop_interval.low) / (2 * Z)
     changed = max(1 - (judged.agreement or 0.0) / 100, 1 / judged.images)  # none of a few may be one of many
-    return lost, 100 * math.sqrt(changed / judged.images)
+    return measured, 100 * math.sqrt(changed / judged.images)

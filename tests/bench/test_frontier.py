@@ -11,7 +11,7 @@ import pytest
 from tests.bench.documents import bits, candidate, document, labelled, timed
 from vitedge.bench.choice import choose
 from vitedge.bench.document import Document, Interval, Judged
-from vitedge.bench.frontier import drop_of, locate, machine_names, measure_of, setting
+from vitedge.bench.frontier import drop_of, locate, machine_names, measure_of, setting_text
 from vitedge.errors import VitEdgeError
 
 FP32 = candidate("fp32", 5.0, labelled(91.2))
@@ -123,8 +123,8 @@ def test_machines_of_one_name_are_told_apart() -> None:
 def test_threads_and_streams_are_points_of_their_own() -> None:
     doc = document(replace(FP32, timings=(timed(5.0, threads=2), timed(9.0, threads=1))))
     assert [(point.timed.threads, point.frontier) for point in locate([doc])] == [(2, True), (1, False)]
-    assert [setting(point.timed, [doc]) for point in locate([doc])] == ["2 threads", "1 thread"]
-    assert setting(FP32.timings[0], [ALL]) == ""
+    assert [setting_text(point.timed, [doc]) for point in locate([doc])] == ["2 threads", "1 thread"]
+    assert setting_text(FP32.timings[0], [ALL]) == ""
     assert choose([doc]).why.startswith("fp32 with 2 threads is")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitedge.bench.document import Candidate, Document, Timed
-from vitedge.bench.frontier import Point, locate, machine_names, setting, surely_faster, surely_righter
+from vitedge.bench.frontier import Point, locate, machine_names, setting_text, surely_faster, surely_righter
 from vitedge.errors import VitEdgeError
 
 WANTED = {"top1": 0.5, "agreement": 2.0}  # points that may be lost where nobody says how many
@@ -119,7 +119,7 @@ def _why(
 ) -> str:
     """One sentence: what the best is the best of, and its figures; a second if another may be just as good."""
     names = dict(zip(map(id, documents), machine_names(documents), strict=True))
-    where = [f"on {names[id(best.document)]}" if len(documents) > 1 else "", _with(setting(best.timed, documents))]
+    where = [f"on {names[id(best.document)]}" if len(documents) > 1 else "", _with(setting_text(best.timed, documents))]
     what = " ".join(filter(None, (best.candidate.name, *where)))
     if len(points) == 1:
         return f"{what} is the only candidate: {_figures(best)}."

@@ -187,13 +187,7 @@ def _engine(origin: Origin) -> Contender:
     if origin.runtime not in ("", manifest.backend):
         what = f"{origin.given} is an engine of {manifest.backend}, and runs on nothing else"
         raise VitEdgeError(what, hint=f"give the ONNX file that it was made from: MODEL/VARIANT.onnx@{origin.runtime}")
-    facts = replace(
-        _facts(manifest.card, manifest.variant, manifest.backend),
-        version=manifest.backend_version,
-        device=manifest.device,
-        float_type=manifest.float_type,
-        size_mib=_size_mib(path, load_backend(manifest.backend).PLAN),
-    )
+    facts = _built_facts(_facts(manifest.card, manifest.variant, manifest.backend), path, manifest)
     placed = replace(origin, given=str(path), runtime=manifest.backend, max_batch=manifest.target.batch[2])
     contender = Contender(placed, facts, manifest.card, lambda how: open_engine(path, how.streams, how.threads))
     contender.manifest, contender.folder = manifest, path
@@ -233,12 +227,7 @@ def _built(contender: Contender, graph: Path, target: Target, folder: Path, how:
     if contender.folder is None:
         path = build_engine(graph, target, folder)
         manifest = read_manifest(path)
-        contender.facts = replace(
-            contender.facts,
-            device=manifest.device,
-            float_type=manifest.float_type,
-            size_mib=_size_mib(path, load_backend(manifest.backend).PLAN),
-        )
+        contender.facts = _built_facts(contender.facts, path, manifest)
         contender.manifest, contender.folder = manifest, path
     return open_engine(contender.folder, how.streams, how.threads)
 
@@ -282,9 +271,16 @@ def _facts(card: ModelCard, variant: str, runtime: str) -> Candidate:
     return Candidate(name=name, model=card.name, variant=variant, runtime=runtime, image=size, merged=merged)
 
 
-def _size_mib(folder: Path, files: Sequence[str]) -> float:
-    """Of the files of a plan, of which one that is missing is found when it is opened."""
-    return sum((folder / name).stat().st_size for name in files if (folder / name).is_file()) / 2**20
+def _built_facts(facts: Candidate, folder: Path, manifest: Manifest) -> Candidate:
+    """The facts with what is known of an engine. A file of its plan that is missing is found when it is opened."""
+    plan = [folder / name for name in load_backend(manifest.backend).PLAN]
+    return replace(
+        facts,
+        version=manifest.backend_version,
+        device=manifest.device,
+        float_type=manifest.float_type,
+        size_mib=sum(file.stat().st_size for file in plan if file.is_file()) / 2**20,
+    )
 
 
 def _require_distinct(found: Sequence[Contender], names: Sequence[str]) -> None:

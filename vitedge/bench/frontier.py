@@ -107,7 +107,7 @@ def machine_names(documents: Sequence[Document]) -> list[str]:
     return names
 
 
-def setting(timed: Timed, documents: Sequence[Document]) -> str:
+def setting_text(timed: Timed, documents: Sequence[Document]) -> str:
     """The threads of a timing in words, where there are several, and its streams, if more than one."""
     all_timed = [one for document in documents for candidate in document.finished for one in candidate.timings]
     threads = "all threads" if timed.threads is None else f"{timed.threads} thread{'' if timed.threads == 1 else 's'}"

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vitedge.bench.document import CENTILES
 from vitedge.errors import VitEdgeError, first_line
 
 TURN_S = 0.05  # long enough to run from warm caches, short beside the seconds over which a machine heats up
@@ -84,7 +85,7 @@ class Latency:
     @property
     def centiles_ms(self) -> tuple[float, ...]:
         """The centiles 0 to 100 of all calls: the median is the 50th."""
-        return tuple(np.percentile(self.samples_ms, np.arange(101)).tolist())
+        return tuple(np.percentile(self.samples_ms, np.arange(CENTILES)).tolist())
 
     @property
     def jitter_ms(self) -> float:
@@ -126,25 +127,24 @@ def measure(
     energy: Callable[[], float | None] | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> list[Latency | None]:
-    """Time every lane in turns, for `seconds` of timed calls each and MIN_SAMPLES calls in MIN_TURNS turns at
-    least; as many turns of each.
+    """Time every lane in turns, as many of each: `seconds` of timed calls, and at least MIN_SAMPLES calls in MIN_TURNS turns.
 
     What the calls read is timed as it is: fill it with real images first where power depends on the data (GPUs). Disturbed
     turns are taken again for up to `seconds` more a lane, then kept and counted. progress: called after each round with the
     finished part of the work, 0 to 1. failed: receives why a lane raised, whose result is None; without it, the error is
     raised. energy: joules used since it was last called. A clock that stands still is a VitEdgeError.
     """
-    candidates = [_Timed(lane, seconds, energy, clock) for lane in lanes]
-    running = [candidate for candidate in candidates if candidate.tried(failed, candidate.warm_up, warmup)]
+    runners = [_Runner(lane, seconds, energy, clock) for lane in lanes]
+    running = [runner for runner in runners if runner.tried(failed, runner.warm_up, warmup)]
     reverse = False
-    while running and min(candidate.finished for candidate in running) < 1:
-        for candidate in running[::-1] if reverse else list(running):
-            if not candidate.tried(failed, candidate.take_turn):
-                running.remove(candidate)
+    while running and min(runner.finished for runner in running) < 1:
+        for runner in running[::-1] if reverse else list(running):
+            if not runner.tried(failed, runner.take_turn):
+                running.remove(runner)
         reverse = not reverse  # A B, B A: a steady drift then costs both the same
         if progress and running:
-            progress(min(candidate.finished for candidate in running))
-    return [candidate.latency() if candidate in running else None for candidate in candidates]
+            progress(min(runner.finished for runner in running))
+    return [runner.latency() if runner in running else None for runner in runners]
 
 
 def timed_turn(run: Call, seconds: float = 0.0) -> tuple[list[float], bool]:
@@ -233,7 +233,7 @@ def _together(streams: Sequence[_Stream], seconds: float) -> float:
     return max([wall_ms, *(sum(stream.taken_ms) for stream in streams)])  # of a clock that went back in between
 
 
-class _Timed:
+class _Runner:
     """The turns of one lane so far, and the time left to it for taking disturbed ones again."""
 
     def __init__(self, lane: Lane, seconds: float, energy: Callable[[], float | None] | None, clock: Clock) -> None:

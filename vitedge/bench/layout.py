@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from vitedge.bench.choice import Choice, is_choice
 from vitedge.bench.document import Document, Interval
-from vitedge.bench.frontier import Measure, Point, machine_names, setting
+from vitedge.bench.frontier import Measure, Point, machine_names, setting_text
 from vitedge.bench.plot import FRAME, GLYPH, LINE, WIDTH, Axis, Box, axis, log_axis, places, three
 
 LABELLED = 14  # points that all get a label if there is room; of more, those on the frontier do
@@ -99,7 +99,7 @@ def lay_out(points: Sequence[Point], names: Mapping[str, str], choice: Choice | 
     documents = _documents_of(points)
     marks = [
         Mark(
-            point, ", ".join(filter(None, (names[point.candidate.name], setting(point.timed, documents)))), group,
+            point, ", ".join(filter(None, (names[point.candidate.name], setting_text(point.timed, documents)))), group,
             x.at(point.timed.p50_ms), y.at(value),
             (x.at(point.timed.p50.low), x.at(point.timed.p50.high)), (y.at(spread.low), y.at(spread.high)),
             choice is not None and is_choice(choice, point.candidate, point.timed),

@@ -17,7 +17,7 @@ from typing import Literal
 
 from vitedge.bench.choice import Choice, is_choice
 from vitedge.bench.document import Candidate, Document, Interval, Judged, Timed
-from vitedge.bench.frontier import Point, drop_of, locate, machine_names, setting
+from vitedge.bench.frontier import Point, drop_of, locate, machine_names, setting_text
 from vitedge.bench.plot import three
 
 CHOSEN, ON, MAYBE = "★", "●", "○"
@@ -171,7 +171,7 @@ def lines(documents: Sequence[Document], choice: Choice | None = None) -> list[L
     }
     found = [
         Line(
-            document, one, timed, machine, names[one.name], setting(timed, documents),
+            document, one, timed, machine, names[one.name], setting_text(timed, documents),
             points.get(timing_key(document, one, timed)), choice is not None and is_choice(choice, one, timed),
         )
         for document, machine in zip(documents, machines, strict=True)

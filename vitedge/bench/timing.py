@@ -69,7 +69,7 @@ class Timer:
         found = self._measure(lanes, self._plan.seconds, stage)
         timed = self._timed(found, setting)
         for _ in range(LONGER):
-            if self._plan.seconds <= 0 or len(timed) < 1 or not self._undecided(timed):
+            if self._plan.seconds <= 0 or not timed or not self._undecided(timed):
                 break
             more = self._measure({name: lanes[name] for name in found}, self._plan.seconds, f"{stage}, continued")
             found = {name: replace(one, turns=found[name].turns + one.turns) for name, one in more.items()}
