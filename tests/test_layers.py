@@ -19,7 +19,7 @@ LAYERS = (
     ("cli_run", "cli_bench", "cli_report", "cli_tune"),
     ("options", "terminal"),
     ("tune > workshop",),
-    ("pipeline > bound", "pipeline > pack", "pipeline > cluster", "doctor", "search"),
+    ("pipeline > bound", "pipeline > pack", "pipeline > cluster", "doctor", "search > designs"),
     ("bench",),
     ("compiler", "runtime"),
     ("backends",),

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from vitedge.search import Design, Found, Goal, Search, Space, Trial, _area, decibels
+from vitedge.designs import Design, Found, Goal, Space, Trial, decibels
+from vitedge.search import Search, _area
 
 RATES = tuple((rate,) for rate in (2, 4, 8, 12, 16))
 SPACE = Space(

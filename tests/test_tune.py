@@ -17,9 +17,10 @@ from tests.models import tiny_vit, write_noise
 from vitedge import cli
 from vitedge.bench.choice import choose
 from vitedge.bench.document import load_document
+from vitedge.designs import Design, Found, Goal, Space, Trial
 from vitedge.errors import VitEdgeError
 from vitedge.pipeline import ModelSource
-from vitedge.search import Design, Found, Goal, Search, Space, Trial
+from vitedge.search import Search
 from vitedge.specs import Recipe, Target
 from vitedge.tune import Budget, Told, Tuned, TuneJob, check_minutes, describe, run, rungs_of, space_of, suitable, tune
 from vitedge.workshop import Clocked, Journal, OutOfTime

@@ -24,10 +24,11 @@ from vitedge.bench.document import Document
 from vitedge.bench.plan import Plan
 from vitedge.bench.run import benchmark
 from vitedge.datasets import list_dataset
+from vitedge.designs import Design, Found, Goal, Space, decibels
 from vitedge.errors import VitEdgeError
 from vitedge.images import sample
 from vitedge.pipeline import FLATTERED, ModelSource, Watcher, absent, require_compiler
-from vitedge.search import Design, Found, Goal, Search, Space, decibels
+from vitedge.search import Search
 from vitedge.specs import ModelCard, Recipe, Target
 from vitedge.workshop import REFERENCE, Clocked, Journal, Materials, OutOfTime, Workshop
 from vitedge.workspace import known_recipes, load_recipe, load_target

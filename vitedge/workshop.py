@@ -27,10 +27,11 @@ from vitedge.bench.plan import Plan
 from vitedge.bench.proportions import Z
 from vitedge.bench.run import benchmark
 from vitedge.bound import costs_step, loosen_step
+from vitedge.designs import Design, Found, Space, Trial
 from vitedge.errors import VitEdgeError
 from vitedge.images import ImageFile, sample
 from vitedge.pipeline import ModelSource, build_step, export_step, quantize_step
-from vitedge.search import Design, Found, Space, Trial, hopeful
+from vitedge.search import hopeful
 from vitedge.specs import FloatType, Recipe, Target, from_dict, to_dict
 from vitedge.workspace import content_key, sha256, writing
 
