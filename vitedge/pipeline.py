@@ -383,9 +383,9 @@ def bench_step(
     spread = judging(ray, partial(on_one_core, names, checkpoint, preprocess, most)) if ray else None
     with open_contenders(names, checkpoint, preprocess, max_batch=most) as contenders:
         if gate:
-            settings = [(batch, one.threads, one.streams) for batch in plan.batches for one in plan.settings]
+            conditions = [(batch, one.threads, one.streams) for batch in plan.batches for one in plan.settings]
             found = [contender.name for contender in contenders]
-            told += gate.require_comparable(found, settings, environment(), images_key(files))
+            told += gate.require_comparable(found, conditions, environment(), images_key(files))
         document = benchmark(
             contenders,
             files,

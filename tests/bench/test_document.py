@@ -64,6 +64,9 @@ def test_documents_keep_to_the_schema_and_others_do_not(stored: Path) -> None:
         (lambda c: c["candidates"][0].update(timings=3), "is damaged: .*timings must be a list"),
         (lambda c: c["candidates"][0]["timings"][0]["centiles_ms"].pop(), "a timing of vit/fp32 has 100 centiles of 101"),
         (lambda c: c["candidates"][0]["timings"][0].update(images_per_s=float("nan")), "values that no clock gives"),
+        (lambda c: c["candidates"][0]["timings"][0]["centiles_ms"].__setitem__(0, 0.0), "values that no clock gives"),
+        (lambda c: c["candidates"][1]["timings"][0].update(speedup=-1.0), "a timing of vit/int8 .* values that no clock gives"),
+        (lambda c: c["candidates"][1]["judged"].update(right="seven"), "of vit/int8 are right is not written in hexadecimal"),
     ],
 )
 def test_what_is_no_benchmark_is_a_sentence(stored: Path, change: Callable[[Any], object], said: str) -> None:

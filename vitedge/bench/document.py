@@ -8,6 +8,7 @@ Knows how nothing was measured. Times are in milliseconds, a batch where nothing
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vitedge.workspace import read_json, write_json
 
 SCHEMA = 1  # of the JSON form; a change that an older reader would misread raises it
 CENTILES = 101  # 0 to 100
+HEXADECIMAL = re.compile("[0-9a-fA-F]*")
 Conditions = tuple[int, int | None, int]  # batch, threads, streams
 DAMAGED = "write it anew: vitedge bench ENGINE... --images DIR --json FILE"
 
@@ -246,9 +248,13 @@ def _flaw(document: Document) -> str:
     if document.reference not in names or len(set(names)) < len(names):
         return f"its candidates are {', '.join(names) or 'none'}, and the reference is {document.reference!r}"
     for one in document.candidates:
+        if one.judged and not HEXADECIMAL.fullmatch(one.judged.right):
+            return f"which answers of {one.name} are right is not written in hexadecimal"
         for timed in one.timings:
-            figures = (*timed.centiles_ms, timed.p50.low, timed.p50.high, timed.images_per_s)
-            if len(timed.centiles_ms) != CENTILES or not all(0 <= value < math.inf for value in figures) or timed.batch < 1:
+            intervals = [timed.p50, *([timed.speedup_interval] if timed.speedup_interval else [])]
+            figures = [*timed.centiles_ms, timed.images_per_s, 1.0 if timed.speedup is None else timed.speedup]
+            figures += [end for interval in intervals for end in (interval.low, interval.high)]
+            if len(timed.centiles_ms) != CENTILES or not all(0 < value < math.inf for value in figures) or timed.batch < 1:
                 return (
                     f"a timing of {one.name} has {len(timed.centiles_ms)} centiles of {CENTILES}, or values that no clock gives"
                 )

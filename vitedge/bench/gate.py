@@ -64,11 +64,12 @@ class Gate:
         self._max_slower, self._max_drop = max_slower, max_drop
 
     def require_comparable(
-        self, names: Sequence[str], settings: Sequence[Conditions], environment: Mapping[str, str], images_key: str
+        self, names: Sequence[str], conditions: Sequence[Conditions], environment: Mapping[str, str], images_key: str
     ) -> list[str]:
         """Raise a VitEdgeError where a run of `names` could not be held against the baseline; gives notes on what is left out.
 
-        It is said before minutes are spent on measuring.
+        It is said before minutes are spent on measuring. conditions: that the run will be timed under. environment, images_key:
+        as its document will have them.
         """
         if self._baseline is None:
             return []
@@ -80,8 +81,8 @@ class Gate:
             what = f"{self._called} has none of {', '.join(names)}"
             raise VitEdgeError(what, hint=f"it has {', '.join(old) or 'nothing that did not fail'}; make it again")
         timed = {one.conditions for name in common for one in old[name].timings}
-        if not timed & set(settings):
-            what = f"{self._called} was timed at {_some(timed)}, and this run is at {_some(settings)}"
+        if not timed & set(conditions):
+            what = f"{self._called} was timed at {_some(timed)}, and this run is at {_some(conditions)}"
             raise VitEdgeError(what, hint="give the same --batch, --threads and --streams, or make it again")
         notes = [f"{name} is not in {self._called}, so it is held against nothing" for name in names if name not in old]
         notes += [f"{name} is in {self._called}, and is not measured now" for name in old if name not in names]
@@ -131,7 +132,7 @@ class Gate:
         return self._baseline is None or self._baseline.images_key == document.images_key
 
     def _slower(self, name: str, timed: Timed, names: Collection[str]) -> Change | None:
-        """How many percent slower than in the baseline, at the same setting; None where there is nothing to compare.
+        """How many percent slower than in the baseline, under the same conditions; None where there is nothing to compare.
 
         names: of all that run now. Of the reference nothing is said where others are held against it: its own time is the mood
         of the machine.
@@ -139,9 +140,12 @@ class Gate:
         if self._baseline is None:
             return _slower_now(timed)
         before = {one.name: one for one in self._baseline.finished}
-        found = [one for one in before[name].timings if one.conditions == timed.conditions] if name in before else []
-        measure = found and timed.speedup is None and found[0].speedup is None and len(before.keys() & set(names)) > 1
-        return _slower_since(timed, found[0]) if found and not measure else None
+        timings = before[name].timings if name in before else ()
+        old = next((one for one in timings if one.conditions == timed.conditions), None)
+        if old is None:
+            return None
+        is_reference = timed.speedup is None and old.speedup is None
+        return None if is_reference and len(before.keys() & set(names)) > 1 else _slower_since(timed, old)
 
     def _is_wide(self, change: Change) -> bool:
         """Whether the change is so near the limit because little time was spent on it, and not because it is there."""
@@ -149,30 +153,30 @@ class Gate:
 
     def _say_time(self, candidate: Candidate, timed: Timed, change: Change, worse: list[str], notes: list[str]) -> None:
         what = f"{candidate.name} at {_some([timed.conditions])}"
-        range_ = f"{_signed(change.low)} to {_signed(change.high)} %"
+        between = f"{_signed(change.low)} to {_signed(change.high)} %"
         if change.is_certain(self._max_slower):
             worse.append(
-                f"{what} is {change.amount:.1f} % slower than {self._called} ({range_}), more than the {self._max_slower:g} % "
+                f"{what} is {change.amount:.1f} % slower than {self._called} ({between}), more than the {self._max_slower:g} % "
                 "that --max-slower allows"
             )
         elif change.is_open(self._max_slower):
             notes.append(
-                f"{what} may be more than {self._max_slower:g} % slower than {self._called}, or not ({range_}): --seconds tells"
+                f"{what} may be more than {self._max_slower:g} % slower than {self._called}, or not ({between}): --seconds tells"
             )
         else:
-            notes.append(f"{what} is no more than {self._max_slower:g} % slower than {self._called} ({range_})")
+            notes.append(f"{what} is no more than {self._max_slower:g} % slower than {self._called} ({between})")
 
     def _say_loss(self, candidate: Candidate, what: str, lost: Change, worse: list[str], notes: list[str]) -> None:
-        range_ = f"{_signed(lost.low, 2)} to {_signed(lost.high, 2)}"
+        between = f"{_signed(lost.low, 2)} to {_signed(lost.high, 2)}"
         if lost.is_certain(self._max_drop):
             worse.append(
-                f"{candidate.name} has lost {lost.amount:.2f} points of {what} against {self._called} ({range_}), more than the "
+                f"{candidate.name} has lost {lost.amount:.2f} points of {what} against {self._called} ({between}), more than the "
                 f"{self._max_drop:g} that --max-drop allows"
             )
         elif lost.amount > self._max_drop:
             notes.append(
                 f"{candidate.name} has lost {lost.amount:.2f} points of {what} against {self._called}, which may be chance "
-                f"({range_}): more images tell"
+                f"({between}): more images tell"
             )
 
 
@@ -242,10 +246,10 @@ def _lost_by_samples(old: float, old_images: int, new: float, new_images: int) -
     return Change(old - new, between.low, between.high)
 
 
-def _some(settings: Iterable[Conditions]) -> str:
+def _some(conditions: Iterable[Conditions]) -> str:
     """ "batch 1, 8; batch 1 on 2 threads"."""
     parts = []
-    for batch, threads, streams in sorted(settings, key=str):
+    for batch, threads, streams in sorted(conditions, key=str):
         on = [f"{count} {what}{'' if count == 1 else 's'}" for count, what in ((threads, "thread"), (streams, "stream")) if count]
         shown = on[:1] * (threads is not None) + on[-1:] * (streams != 1)
         parts.append(f"batch {batch}" + (f" on {' and '.join(shown)}" if shown else ""))
