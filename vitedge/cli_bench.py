@@ -36,18 +36,20 @@ def _counts(given: list[str] | None) -> list[int]:
     return list(dict.fromkeys(map(int, parts)))
 
 
-def _checked(given: list[str] | None) -> list[str] | None:
+def _require_counts(given: list[str] | None) -> list[str] | None:
+    """For Typer: what is no count is said before anything else is done."""
     _counts(given)
     return given
 
 
-def _checked_limit(given: str | None) -> str | None:
-    _limit(given)
+def _require_percent(given: str | None) -> str | None:
+    """For Typer: likewise of a percentage."""
+    _percent(given)
     return given
 
 
-def _limit(given: str | None) -> float | None:
-    """Percent, with or without the sign."""
+def _percent(given: str | None) -> float | None:
+    """A percentage, with or without the sign."""
     if given is None:
         return None
     try:
@@ -62,15 +64,17 @@ def bench(
     labels: Labels = None,
     batch: Annotated[
         list[str] | None,
-        typer.Option(help="Batch sizes to time, such as 1,8. \\[default: 1]", metavar="N,...", callback=_checked),
+        typer.Option(help="Batch sizes to time, such as 1,8. \\[default: 1]", metavar="N,...", callback=_require_counts),
     ] = None,
     threads: Annotated[
         list[str] | None,
-        typer.Option(help="Numbers of threads to time with, such as 1,2. \\[default: all]", metavar="N,...", callback=_checked),
+        typer.Option(
+            help="Numbers of threads to time with, such as 1,2. \\[default: all]", metavar="N,...", callback=_require_counts
+        ),
     ] = None,
     streams: Annotated[
         list[str] | None,
-        typer.Option(help="How many calls run at a time, such as 1,2. \\[default: 1]", metavar="N,...", callback=_checked),
+        typer.Option(help="How many calls run at a time, such as 1,2. \\[default: 1]", metavar="N,...", callback=_require_counts),
     ] = None,
     seconds: Annotated[
         float, typer.Option(help="How long each one is timed in each of these settings.", callback=some_seconds)
@@ -107,7 +111,7 @@ def bench(
         typer.Option(
             help="With --baseline: fail where a median is certainly slower by more than so many percent. \\[default: 2%]",
             metavar="PERCENT",
-            callback=_checked_limit,
+            callback=_require_percent,
         ),
     ] = None,
     ray: Ray = None,
@@ -122,7 +126,7 @@ def bench(
     from vitedge.bench.plan import Plan
     from vitedge.bench.report import write_outputs
 
-    gate, first = _gate(baseline, _limit(max_slower), max_drop)
+    gate, first = _gate(baseline, _percent(max_slower), max_drop)
     names = [_chosen(name) for name in (*first, *contenders)]
     inputs = [*map(Path, names), images, labels, checkpoint, preprocess, Path(baseline) if baseline else None]
     require_other(report, markdown, csv, png, json_file, of=inputs)

@@ -82,7 +82,7 @@ def test_the_baseline_may_be_the_first_of_the_same_run() -> None:
 
 def test_without_a_common_reference_times_are_compared_as_they_are() -> None:
     before, now = (dataclasses.replace(one, candidates=one.candidates[:1]) for one in (run(0), run(1, mood=1.3)))
-    assert "vit/fp32@openvino" in held(now, before).worse[0], "the machine is in another mood, and nothing tells"
+    assert "vit/fp32@openvino" in held(now, before).worse[0], "the machine is slower, and nothing tells"
     assert not held(now, before, max_slower=60).worse
 
 
@@ -174,7 +174,7 @@ def test_what_is_left_out_of_the_comparison_is_noted() -> None:
     notes = comparable(base, ["vit/fp32@openvino", "vit/int4@openvino"], images="others")
     assert any("vit/int4@openvino is not in base.json" in note for note in notes)
     assert any("vit/int8@openvino is in base.json, and is not measured now" in note for note in notes)
-    assert any("another mood" in note for note in notes) and any("other images" in note for note in notes)
+    assert any("looks like a slower engine" in note for note in notes) and any("other images" in note for note in notes)
     assert Gate(None, "x").require_comparable(NAMES, [], {}, "") == []
 
 

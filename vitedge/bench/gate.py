@@ -2,9 +2,9 @@
 
     baseline Document, limits  ->  Gate  ->  is a timing decided?  ->  Document  ->  Verdict
 
-Between two runs a machine may change its mood, and all on it with it. So where both have the same reference, the candidate's
-ratios to it are compared, in which the mood cancels; and where the baseline is a candidate of the same run, nothing is left to
-cancel. Certain is what holds with 97.5 % confidence: the whole interval of the change lies beyond the limit. Knows nothing of
+From run to run a machine gets faster or slower (clock, heat, neighbours), and all on it alike. So where both runs have the same
+reference, the candidate's ratios to it are compared, in which that cancels; and where the baseline is a candidate of the same
+run, nothing is left to cancel. Certain is what holds with 97.5 % confidence: the whole interval of the change lies beyond the limit. Knows nothing of
 terminals or of how anything was measured.
 """
 
@@ -88,8 +88,8 @@ class Gate:
         notes += [f"{name} is in {self._called}, and is not measured now" for name in old if name not in names]
         if len(common) == 1 or before.reference != names[0]:
             notes.append(
-                f"without a reference that is in {self._called} too, times are compared as they are, and a machine in another "
-                "mood looks like a change: give a second engine that does not change, such as FP32, first in both"
+                f"without a reference that is in {self._called} too, times are compared as they are, and a machine that is "
+                "slower today looks like a slower engine: give a second engine that does not change, such as FP32, first in both"
             )
         if images_key != before.images_key:
             notes.append(f"{self._called} was judged on other images, so accuracies are compared as of two samples")
@@ -134,8 +134,8 @@ class Gate:
     def _slower(self, name: str, timed: Timed, names: Collection[str]) -> Change | None:
         """How many percent slower than in the baseline, under the same conditions; None where there is nothing to compare.
 
-        names: of all that run now. Of the reference nothing is said where others are held against it: its own time is the mood
-        of the machine.
+        names: of all that run now. Of the reference nothing is said where others are held against it: its own time tells how
+        fast the machine is.
         """
         if self._baseline is None:
             return _slower_now(timed)
