@@ -4,8 +4,8 @@
 
 From run to run a machine gets faster or slower (clock, heat, neighbours), and all on it alike. So where both runs have the same
 reference, the candidate's ratios to it are compared, in which that cancels; and where the baseline is a candidate of the same
-run, nothing is left to cancel. Certain is what holds with 97.5 % confidence: the whole interval of the change lies beyond the limit. Knows nothing of
-terminals or of how anything was measured.
+run, nothing is left to cancel. Certain is what holds with 97.5 % confidence: the whole interval of the change lies beyond the
+limit. Knows nothing of terminals or of how anything was measured.
 """
 
 from __future__ import annotations
