@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from benchmarks.cpu_latency import FOCUS, ROOT, WEIGHTS, Features
 from vitedge.backends.build import build_engine, read_source
 from vitedge.bench.accuracy import judge
 from vitedge.bench.environment import environment
-from vitedge.bench.latency import measure
+from vitedge.bench.latency import Lane, measure
 from vitedge.compiler.calibrate import calibrate
 from vitedge.compiler.export import convert, reduce
 from vitedge.compiler.graph import copy_of
@@ -157,7 +158,8 @@ def timed(graphs: Sequence[Path], threads: int | None, subject: Subject, seconds
     target = Target(f"cpu{threads or ''}", batch=(1, 1, 1), threads=threads)
     with ExitStack() as stack:
         engines = [stack.enter_context(open_engine(build_engine(graph, target, graph.parent / "engines"))) for graph in graphs]
-        return [latency.p50_ms for latency in measure(engines, 1, seconds=seconds)]
+        lanes = [Lane(str(index), (partial(engine.run, 1),)) for index, engine in enumerate(engines)]
+        return [latency.centiles_ms[50] for latency in measure(lanes, seconds=seconds) if latency]
 
 
 if __name__ == "__main__":
