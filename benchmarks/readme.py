@@ -497,6 +497,33 @@ def viewers(document: dict[str, Any]) -> str:
     )
 
 
+MERGED = {"fashion": "Fashion ViT", "focus": "ViT-S/14, saliency", "vit-s16": "ViT-S/16, random weights"}
+
+
+def token_merging(document: dict[str, Any]) -> str:
+    """The table of token_merging.py: every way of merging the tokens of every model."""
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "merged in each block": lambda row: ", ".join(map(str, row["merged"])) or "none",
+        "operations, %": lambda row: f"{100 * row['part']:.0f}",
+        "FP32 top-1, %": lambda row: figure(row["fp32"].get("top1"), ".2f"),
+        "INT8 top-1, %": lambda row: figure(row["int8"].get("top1"), ".2f"),
+        "FP32, dB": lambda row: figure(row["fp32"].get("sqnr_db") if row["merge"] else None, ".1f"),
+        "INT8, dB": lambda row: figure(row["int8"].get("sqnr_db"), ".1f"),
+        "one core, ms": lambda row: f"{row['one_core_ms']:.2f} ({row['one_core_speedup']:.2f} x)",
+        "all cores, ms": lambda row: f"{row['all_cores_ms']:.2f} ({row['all_cores_speedup']:.2f} x)",
+    }
+    rows = [[MERGED[row["subject"]], *(show(row) for show in columns.values())] for row in document["rows"]]
+    return (
+        f"{markdown([['model', *columns], *rows])}\nAccuracy against the unmerged FP32 model; latency of INT8 engines, batch 1, "
+        f"medians in turns. {place(document['environment'])}\n"
+    )
+
+
+def figure(value: float | None, form: str) -> str:
+    """A measurement, or nothing where there is none."""
+    return "" if value is None else f"{value:{form}}"
+
+
 TABLES = {
     "fashion_vit": Table("fashion_vit", bench_table),
     "focus_vits14": Table("focus_vits14", bench_table),
@@ -508,6 +535,7 @@ TABLES = {
     "overhead": Table("overhead", overhead, "docs/runtime.md"),
     "batching": Table("batching", batching, "docs/runtime.md"),
     "scale": Table("scale", scale, "docs/scale.md"),
+    "token_merging": Table("token_merging", token_merging, "docs/token-merging.md"),
     "viewers": Table("viewers", viewers, "docs/web.md"),
     "rtx_builds": Table("rtx_builds", rtx_builds),
     "rtx_builds_all": Table("rtx_builds", rtx_table, "docs/tensorrt.md"),

@@ -40,6 +40,7 @@ PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")  # ONNX operators that mu
 MOVING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # those that move elements and change none
 FLOAT = "fp32"  # the variant that no recipe has touched
 MAX_BATCH = 4096  # that exported graphs are declared for
+MAX_MERGED = 256  # tokens of a block: so far, BF16 counts exactly
 MAX_STREAMS = 64
 MAX_THREADS = 1024
 MAX_WORKSPACE_MIB = 2**24  # no GPU has a thousandth of that, and bytes are counted in 64 bits
@@ -133,6 +134,8 @@ class Reduction:
             object.__setattr__(self, "merge_tokens", counts[0])
         elif isinstance(counts, tuple) and not counts:
             object.__setattr__(self, "merge_tokens", 0)
+        stray = [each for each in (counts if isinstance(counts, tuple) else (counts,)) if not 0 <= each <= MAX_MERGED]
+        _require(not stray, f"a block merges 0 to {MAX_MERGED} tokens, not {stray[:1]}")
         _require(self.size is None or min(self.size) > 0, f"size must be (height, width) in pixels, not {self.size}")
 
     def __bool__(self) -> bool:

@@ -13,6 +13,7 @@ from benchmarks.readme import (
     BLOCK,
     TABLES,
     batching,
+    bench_table,
     cpu_latency,
     markdown,
     overhead,
@@ -24,7 +25,9 @@ from benchmarks.readme import (
     scale,
     viewers,
 )
+from vitedge.bench.document import Candidate, Document, Interval, Judged, Timed, rows_of
 from vitedge.errors import VitEdgeError
+from vitedge.specs import to_dict
 from vitedge.workspace import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -286,3 +289,16 @@ def test_scale_divides_by_one_worker_and_by_one_process() -> None:
     assert lines[4] == ["judge vit", "2", "1000", "10.0", "120.0", "2.00", "1.20", "80", "1", "**no**"]
     assert "4 to 4 s" in table
     assert lines[-1] == ["judge vit", "2.31 h", "0.29 h", "0.07 h", "0.02 h", "15.4 MB/s"]  # at 60 images a second each
+
+
+def test_a_document_of_bench_gives_the_table_that_its_rows_do() -> None:
+    centiles = tuple(float(number) for number in range(101))
+    timed = Timed(1, None, 1, 20, (50.0,) * 5, 0, centiles, 0.0, Interval(49, 51), 20.0)
+    one = Candidate("vit/fp32@openvino", "vit", "fp32", "openvino", size_mib=3.0, judged=Judged(40, top1=90.0), timings=(timed,))
+    failed = Candidate("vit/int8@openvino", "vit", "int8", "openvino", failed="opening: no memory")
+    where: dict[str, str] = {**DOCUMENT["environment"], "openvino": "2026.4"}  # type: ignore[dict-item]
+    document = Document(where, (one, failed), one.name)
+    rows = {"environment": where, "rows": [to_dict(row) for row in rows_of(document)]}
+    assert bench_table(to_dict(document)) == bench_table(rows)
+    table = bench_table(rows).partition("Batch")[0]
+    assert "| fp32 | openvino | 50.00 | 99.00 | 20 | 3.0 | 90.00 |" in table and "int8" not in table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,8 +22,9 @@ from tests.compiler.families import Exported
 from tests.compiler.tome import Merged, merged
 from tests.engines import CHECKPOINT, FASHION, MODEL, Silent, write_images
 from tests.models import HEADS, WIDTH, Block, engine_rows, operators, random_images, run_graph, torch_input
-from vitedge import pipeline
-from vitedge.backends.build import read_source
+from vitedge import cli, pipeline
+from vitedge.backends.build import build_engine, read_source
+from vitedge.bench.explain import by_part, explain
 from vitedge.compiler import graph
 from vitedge.compiler.calibrate import calibrate
 from vitedge.compiler.export import convert, reduce
@@ -32,7 +34,7 @@ from vitedge.compiler.precision import convert as to_type
 from vitedge.compiler.quantize import quantize
 from vitedge.compiler.smooth import prove
 from vitedge.compiler.work import count_work, total
-from vitedge.errors import ModelError
+from vitedge.errors import ModelError, VitEdgeError
 from vitedge.images import list_images
 from vitedge.runtime.engine import open_engine
 from vitedge.specs import ModelCard, Preprocess, Recipe, Reduction, Target, reduction_of
@@ -324,12 +326,12 @@ def test_at_most_half_of_the_tokens_merge_and_numbers_begin_again(fashion: tuple
     ("count", "words"),
     [
         ((1, 2, 3, 4, 5), "there are 5 numbers of tokens to merge, but 4 blocks"),
-        (-1, "a block merges 0 to 256 tokens, not -1"),
-        ((0, 300), "a block merges 0 to 256 tokens, not 300"),
+        (-1, r"a block merges 0 to 256 tokens, not \[-1\]"),
+        ((0, 300), r"a block merges 0 to 256 tokens, not \[300\]"),
     ],
 )
 def test_numbers_that_make_no_sense(fashion: tuple[Any, ModelProto, ModelCard], count: Any, words: str) -> None:
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(VitEdgeError, match=words):
         merging(fashion[1], count)
 
 
@@ -365,7 +367,7 @@ def test_a_rewrite_is_proved_on_the_choices_of_the_original(fashion: tuple[Any, 
     original, _ = merging(model, 6)
     rows, other = engine_rows(clothes(4), card), graph.copy_of(original)
     for node in other.graph.node:
-        if node.name.endswith("merged/likeness"):  # B A' turned around: the least alike are merged
+        if node.name.endswith(".merge/likeness"):  # B A' turned around: the least alike are merged
             node.input[0], node.output[0] = node.input[0], f"{node.output[0]}.turned"
     for name in [n.output[0] for n in other.graph.node if n.output[0].endswith(".likeness.turned")]:
         turned = name.removesuffix(".turned")
@@ -402,6 +404,16 @@ def test_it_is_quantized_like_any_model(name: str, workspace: Path, fashion: tup
     rows = engine_rows(clothes(40), source.card)
     expected, given = (run_graph(each, rows)[0] for each in (graph.load(merged_path), model))
     assert (expected.argmax(1) == given.argmax(1)).mean() > 0.9
+
+
+def test_an_engine_tells_merging_apart(workspace: Path) -> None:
+    pytest.importorskip("openvino")
+    folder = build_engine(workspace / "fp32.merge6.onnx", Target(), workspace / "engines")
+    (found,) = explain([folder], 1, seconds=0.1)
+    parts = by_part(found)
+    assert {"product", "other"} <= {layer.kind for layer in parts["merging"]}
+    assert not any(".merge/" in node for layer in parts["attention"] for node in layer.origins[:1] if layer.kind == "product")
+    assert "Attention is one fused kernel in 4 of 4 blocks" in " ".join(found.findings)
 
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
@@ -453,3 +465,38 @@ def test_a_long_list_still_makes_a_name() -> None:
     counts = tuple(range(100, 124))
     suffix = Reduction(merge_tokens=counts).suffix
     assert len(suffix) < 60 and suffix != Reduction(merge_tokens=(*counts[:-1], 7)).suffix
+
+
+def run_export(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str
+) -> tuple[int, str, str]:
+    """Run `vitedge export` on the Fashion-MNIST classifier in `folder`; its exit status, and what it said."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["vitedge", "export", MODEL, "--checkpoint", str(CHECKPOINT), *options])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0), *capsys.readouterr()
+
+
+def test_the_command_line_merges_and_resizes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = run_export(capsys, monkeypatch, tmp_path, "--merge-tokens", "3,0", "--size", "20")
+    assert code == 0 and "fp32.20.merge3+0-" in out
+    card = read_source(tmp_path / out.strip()).card
+    assert (card.merged, card.preprocess.size) == ((3, 0, 3, 0), (20, 20))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--merge-tokens", "few"], "'few' is no number of tokens to merge"),
+        (["--merge-tokens", "1,,2"], "'1,,2' is no number of tokens to merge"),
+        (["--merge-tokens", "-3"], "a block merges 0 to 256 tokens, not [-3]"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = run_export(capsys, monkeypatch, tmp_path, *options)
+    assert code == 1 and f"error: {words}" in err and "Traceback" not in err

@@ -15,6 +15,7 @@ Kind = Literal["linear", "convolution", "attention", "product", "softmax", "norm
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 MOVING = ("Cast", "Concat", "Expand", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 ACTIVATIONS = ("Gelu", "Erf", "Relu", "Sigmoid", "Swish", "HardSwish", "Tanh")
+MERGE = ".merge"  # how the module in the name of a node ends that merges tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,11 @@ class Profile:
     def between_ms(self) -> float:
         """What a call takes beyond its layers: the way in and out, and from one layer to the next."""
         return self.profiled_ms - sum(layer.ms for layer in self.layers)
+
+
+def merges(layer: Layer) -> bool:
+    """Whether a layer does nothing but merge tokens (see compiler/merging.py)."""
+    return bool(layer.origins) and all(module(node).endswith(MERGE) for node in layer.origins)
 
 
 def operator(node: str) -> str:

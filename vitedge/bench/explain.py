@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.backends import load_backend
-from vitedge.backends.layers import QDQ, Layer, Profile, module, operator
+from vitedge.backends.layers import QDQ, Layer, Profile, merges, module, operator
 from vitedge.errors import EngineError
 from vitedge.runtime.engine import open_engine
 from vitedge.specs import Manifest
 
-PARTS = ("patch embedding", "q/k/v", "attention", "proj", "norm", "fc1", "gelu", "fc2", "head", "decoder", "other")
+PARTS = ("patch embedding", "q/k/v", "attention", "proj", "merging", "norm", "fc1", "gelu", "fc2", "head", "decoder", "other")
 BETWEEN = "between layers"
 WEIGHTED = ("linear", "convolution")
 INTEGER = ("linear", "convolution", "attention", "product")  # kinds that an integer input makes faster
@@ -202,7 +202,7 @@ def _block(layer: Layer, blocks: Sequence[str]) -> str:
 def _parts(layers: Sequence[Layer]) -> list[str]:
     """What each layer of a block is for."""
     linears = [index for index, layer in enumerate(layers) if layer.kind in WEIGHTED]
-    core = [index for index, layer in enumerate(layers) if layer.kind in ("attention", "product", "softmax")]
+    core = [i for i, layer in enumerate(layers) if layer.kind in ("attention", "product", "softmax") and not merges(layer)]
     middle = core[0] if core else len(layers)
     ahead, behind = [i for i in linears if i < middle], [i for i in linears if i > middle]
     parts = dict.fromkeys(ahead, "q/k/v")
@@ -210,7 +210,9 @@ def _parts(layers: Sequence[Layer]) -> list[str]:
         parts |= dict.fromkeys(behind[1:-1], "fc1") | {behind[-1]: "fc2", behind[0]: "proj"}
     span = range(ahead[0] if ahead else middle, behind[0] if behind else (core[-1] + 1 if core else middle))
     return [
-        parts.get(index) or ("attention" if index in span else "gelu" if layer.kind == "activation" else "other")
+        "merging"
+        if merges(layer)
+        else parts.get(index) or ("attention" if index in span else "gelu" if layer.kind == "activation" else "other")
         for index, layer in enumerate(layers)
     ]
 
@@ -319,7 +321,7 @@ def _before(placed: Sequence[Placed], index: int) -> str:
 
 def _attention(placed: Sequence[Placed], tell: _Teller) -> Iterable[str]:
     """Whether attention is one kernel, or products and a softmax."""
-    entries = [entry for entry in placed if entry.layer.kind in ("attention", "product", "softmax")]
+    entries = [one for one in placed if one.layer.kind in ("attention", "product", "softmax") and one.part != "merging"]
     fused = [entry.layer for entry in entries if entry.layer.kind == "attention"]
     loose = [entry.layer for entry in entries if entry.layer.kind != "attention"]
     blocks = len({entry.block for entry in entries})

@@ -99,7 +99,9 @@ def machines(documents: Sequence[Document]) -> str:
     """Where, when, with what and on what it was measured."""
     blocks = []
     for document, name in zip(documents, machine_names(documents), strict=True):
-        facts = {**document.environment, "images": document.dataset, "reference": document.reference}
+        judged = max((one.judged.images for one in document.candidates if one.judged), default=0)
+        images = f"{document.dataset}, {judged:,} images" if judged else ""
+        facts = {**document.environment, "images": images, "reference": document.reference}
         entries = "".join(
             f"<div{_long(value)}><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items() if value
         )

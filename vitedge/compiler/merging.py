@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from vitedge.compiler.attention import LOG_SIZES, find_attentions, scale_queries
+from vitedge.backends.layers import MERGE
+from vitedge.compiler.attention import LOG_SIZES, Attention, find_attentions, scale_queries
 from vitedge.compiler.graph import (
     Array,
     attribute,
@@ -38,11 +39,11 @@ from vitedge.compiler.graph import (
 )
 from vitedge.compiler.tokens import HINT, Block, Trunk, find_trunk, picked_tokens, retarget, shapes_of
 from vitedge.errors import ModelError
+from vitedge.specs import Reduction
 
 PURPOSE = "token merging"
 ALIGNED = 8  # numbers in a row of the 0/1 matrix: tensor cores and AMX tiles want whole ones
 SHORTEST = 1e-6  # what a key of zeros is divided by
-MOST = 256  # of a block: so far, BF16 counts exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,9 @@ def merge_tokens(model: ModelProto, count: int | Sequence[int]) -> tuple[int, ..
     """Let each block of a plain ViT merge `count` tokens in place; returns how many each does.
 
     Several numbers are for one block each, from the first on, and then begin again: 0, 0, 24 is every third block. At most half
-    of a block's tokens can be merged. What is no plain ViT is a ModelError.
+    of a block's tokens can be merged. What is no plain ViT is a ModelError, and a number that none merges a VitEdgeError.
     """
-    if not any([count] if isinstance(count, int) else count):
+    if not Reduction(merge_tokens=count if isinstance(count, int) else tuple(count)):
         return ()
     scale_queries(model, find_attentions(model, PURPOSE, HINT))  # so that only sizes stand between scores and softmax
     trunk = find_trunk(model, PURPOSE)
@@ -81,8 +82,6 @@ def _plan(trunk: Trunk, count: int | Sequence[int]) -> tuple[int, ...]:
     if len(counts) > len(trunk.blocks):
         what = f"there are {len(counts)} numbers of tokens to merge, but {len(trunk.blocks)} blocks"
         raise ModelError(what, hint="give one number for all blocks, or at most one for each; 0 merges none")
-    if stray := [each for each in counts if not 0 <= each <= MOST]:
-        raise ModelError(f"a block merges 0 to {MOST} tokens, not {stray[0]}")
     merges, tokens = list[int](), trunk.tokens
     for each in itertools.islice(itertools.cycle(counts), len(trunk.blocks)):
         merges.append(min(each, (tokens - trunk.first - trunk.last) // 2))
@@ -94,7 +93,7 @@ def _merge_blocks(model: ModelProto, trunk: Trunk, merges: Sequence[int]) -> tup
     """Put the merges in; returns all stages, and which of them each tensor of the trunk belongs to."""
     shapes, stages, stage_of = shapes_of(model), [_Stage(trunk.tokens)], {trunk.stream: 0}
     joined = {block.joined: (block, merged) for block, merged in zip(trunk.blocks, merges, strict=True) if merged}
-    softmaxes = {block.attention.softmax.output[0] for block in trunk.blocks}
+    softmaxes = {block.attention.softmax.output[0]: block.attention for block in trunk.blocks}
     for node in trunk.nodes:
         index, *others = {stage_of[name] for name in node.input if name in stage_of}
         if others:
@@ -103,7 +102,7 @@ def _merge_blocks(model: ModelProto, trunk: Trunk, merges: Sequence[int]) -> tup
         if node.op_type == "Reshape" and index:
             retarget(model, node, trunk.axes, shapes, stages[index].tokens)
         if node.output[0] in softmaxes and index:
-            _weigh(model, node, stages[index])
+            _weigh(model, softmaxes[node.output[0]], stages[index])
         stage_of.update(dict.fromkeys(node.output, index))
         if node.output[0] in joined:
             stages.append(_merge(model, trunk, *joined[node.output[0]], stages[index]))
@@ -111,10 +110,11 @@ def _merge_blocks(model: ModelProto, trunk: Trunk, merges: Sequence[int]) -> tup
     return stages, stage_of
 
 
-def _weigh(model: ModelProto, softmax: NodeProto, stage: _Stage) -> None:
-    """Let each token count in a softmax as the many that it stands for ("proportional attention")."""
-    graph = _Nodes(model, softmax.output[0])
-    column = graph.put("Reshape", [stage.sizes, graph.constant("keys", np.array([-1, 1, 1, stage.tokens]))], "sizes")
+def _weigh(model: ModelProto, attention: Attention, stage: _Stage) -> None:
+    """Let each token count in an attention as the many that it stands for ("proportional attention")."""
+    softmax = attention.softmax
+    graph = _Nodes(model, softmax.output[0], f"{attention.name}{MERGE}")
+    column = graph.put("Reshape", [stage.sizes, graph.constant("keys", np.array([-1, 1, 1, stage.tokens]))], "key_sizes")
     logs = graph.put("Log", [column], LOG_SIZES.removeprefix("."))
     softmax.input[0] = graph.put("Add", [softmax.input[0], logs], "weighed")
     put_nodes(model, graph.nodes, before=softmax)
@@ -122,7 +122,7 @@ def _weigh(model: ModelProto, softmax: NodeProto, stage: _Stage) -> None:
 
 def _merge(model: ModelProto, trunk: Trunk, block: Block, count: int, stage: _Stage) -> _Stage:
     """Merge `count` tokens of what a block has `joined`; the nodes of the trunk that read it read the result instead."""
-    graph, x = _Nodes(model, f"{block.joined}.merged"), block.joined
+    graph, x = _Nodes(model, f"{block.joined}.merged", f"{block.attention.name}{MERGE}"), block.joined
     layout = _layout(trunk, stage.tokens, count)
     rows = _rows(graph, _keys(model, graph, block), layout)
     left = stage.tokens - count
@@ -133,7 +133,7 @@ def _merge(model: ModelProto, trunk: Trunk, block: Block, count: int, stage: _St
     sizes = graph.put("ReduceSum", [weights, graph.constant("columns", np.array([2]))], "column", keepdims=1)
     shares = graph.put("Div", [weights, sizes], "shares")  # before the product, whose sums FP16 might not hold
     padded = graph.pad(x, 1, len(layout.number) - stage.tokens, "padded")
-    graph.nodes.append(helper.make_node("MatMul", [shares, padded], [graph.name], name=f"{graph.name}/MatMul"))
+    graph.nodes.append(helper.make_node("MatMul", [shares, padded], [graph.name], name=f"{graph.module}/MatMul"))
     row = graph.put("Reshape", [sizes, graph.constant("row", np.array([-1, 1, left]))], "sizes")
     origins = graph.put("Transpose", [members], "turned_members", perm=[0, 2, 1])
     if len(layout.number) > stage.tokens:
@@ -212,16 +212,16 @@ def _rows(graph: _Nodes, keys: str, layout: _Layout) -> str:
 
 
 class _Nodes:
-    """New nodes under one name, to be put into the graph in one place."""
+    """New nodes to be put into the graph in one place. name: how their tensors' names begin; module: how their own do."""
 
-    def __init__(self, model: ModelProto, name: str) -> None:
-        self.name = name
+    def __init__(self, model: ModelProto, name: str, module: str = "") -> None:
+        self.name, self.module = name, module or name
         self.nodes: list[NodeProto] = []
         self._model = model
 
     def put(self, operator: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         """A node with one output; returns that."""
-        node = helper.make_node(operator, inputs, [f"{self.name}.{name}"], name=f"{self.name}/{name}", **attributes)
+        node = helper.make_node(operator, inputs, [f"{self.name}.{name}"], name=f"{self.module}/{name}", **attributes)
         self.nodes.append(node)
         return str(node.output[0])
 
@@ -229,7 +229,7 @@ class _Nodes:
         """The largest `count` along an axis, and where they are."""
         outputs = [f"{self.name}.{name}.values", f"{self.name}.{name}"]
         inputs = [tensor, self.constant(f"{name}.count", np.array([count]))]
-        self.nodes.append(helper.make_node("TopK", inputs, outputs, name=f"{self.name}/{name}", axis=axis))
+        self.nodes.append(helper.make_node("TopK", inputs, outputs, name=f"{self.module}/{name}", axis=axis))
         return outputs[0], outputs[1]
 
     def count(self, operator: str, rows: str, columns: str, name: str) -> str:
