@@ -159,7 +159,7 @@ def timed(graphs: Sequence[Path], threads: int | None, subject: Subject, seconds
     target = Target(f"cpu{threads or ''}", batch=(1, 1, 1), threads=threads)
     with ExitStack() as stack:
         engines = [stack.enter_context(open_engine(build_engine(graph, target, graph.parent / "engines"))) for graph in graphs]
-        lanes = [Lane(engine.name, (partial(engine.run, 1),)) for engine in engines]
+        lanes = [Lane(str(index), (partial(engine.run, 1),)) for index, engine in enumerate(engines)]
         return [latency.centiles_ms[50] for latency in measure(lanes, seconds=seconds) if latency]
 
 

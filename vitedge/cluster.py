@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ SURVEYED = 16  # images in a part of a survey, whose statistics are some megabyt
 RESTARTS = 20  # of one worker; more is no accident
 RETRIES = 4  # of one part: it may be what kills
 CONNECTING_S = 5.0  # to a cluster
+LOOKING_S = 1.0  # after which parts that take too long are looked for
+LATE_S, LATE = 30.0, 4.0  # a part is late after so many seconds, and so many times what the slowest took
 AHEAD = 2  # parts that a worker has been given, so that it never waits for the next one
 
 Opener = Callable[[], AbstractContextManager[Sequence[Judgeable]]]
@@ -58,6 +61,15 @@ class Job(Protocol):
 
     def open(self) -> Desk:
         """Open what it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """To which worker a part was given, the number of its first file, and when, in seconds."""
+
+    number: int
+    start: int
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +108,7 @@ def open_cluster(where: str) -> Iterator[Cluster]:
 def _connect(ray: Any, where: str, count: int | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if count is not None:
-        ray.init(num_cpus=count, **quiet)
+        ray.init(address="local", num_cpus=count, **quiet)  # else it would join what somebody else runs here
         return
     host, _, port = where.rpartition(":")
     try:
@@ -188,29 +200,47 @@ class Cluster:
         """What the workers answer to the files in parts of `size`, as it comes."""
         self._jobs += 1
         shared = [self._ray.put(job)]  # in a list: a worker fetches it only once
-        waiting = deque((start, files[start : start + size]) for start in range(0, len(files), size))
-        running: dict[Any, int] = {}
+        parts = {start: pickle.dumps((start, files[start : start + size])) for start in range(0, len(files), size)}
+        waiting, running, slowest = deque(parts), dict[Any, _Given](), 0.0
 
-        def give(number: int) -> None:
+        def give(number: int, start: int) -> None:
+            self.sent += len(parts[start])
+            place = self._places[number]
+            task = self._workers[number].answer.remote(self._jobs, __version__, place, shared, parts[start])
+            running[task] = _Given(number, start, time.monotonic())
+
+        for number in list(range(self.count)) * AHEAD:
             if waiting:
-                part = pickle.dumps(waiting.popleft())
-                self.sent += len(part)
-                task = self._workers[number].answer.remote(self._jobs, __version__, self._places[number], shared, part)
-                running[task] = number
-
-        for _ in range(AHEAD):
-            for number in range(self.count):
-                give(number)
+                give(number, waiting.popleft())
         try:
-            while running:
-                (ready,), _ = self._ray.wait(list(running))
-                number = running.pop(ready)
-                result = self._received(ready)
-                give(number)
-                yield result
-        finally:  # of who asks for no more
+            while parts:
+                ready, _ = self._ray.wait(list(running), timeout=LOOKING_S)
+                for task in ready:
+                    given = running.pop(task)
+                    if given.start in parts:  # else another worker was faster
+                        try:
+                            result = self._received(task)
+                        except VitEdgeError:
+                            if any(other.start == given.start for other in running.values()):
+                                continue
+                            raise
+                        del parts[given.start]
+                        slowest = max(slowest, time.monotonic() - given.at)
+                        yield result
+                    if waiting:
+                        give(given.number, waiting.popleft())
+                for number, start in self._late(running, parts, max(LATE_S, LATE * slowest)):
+                    give(number, start)
+        finally:  # of who asks for no more, or of parts that another worker did
             for task in running:
                 self._ray.cancel(task)
+
+    def _late(self, running: dict[Any, _Given], parts: Collection[int], patience_s: float) -> list[tuple[int, int]]:
+        """An idle worker for each part that is overdue: its machine may be gone. Whichever answer comes first counts."""
+        idle = sorted(set(range(self.count)) - {given.number for given in running.values()})
+        latest = {given.start: given.at for given in sorted(running.values(), key=lambda given: given.at)}
+        overdue = [start for start, at in latest.items() if start in parts and time.monotonic() - at > patience_s]
+        return list(zip(idle, overdue, strict=False))
 
     def _received(self, task: Any) -> Any:
         try:

@@ -40,6 +40,7 @@ PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")  # ONNX operators that mu
 MOVING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # those that move elements and change none
 FLOAT = "fp32"  # the variant that no recipe has touched
 MAX_BATCH = 4096  # that exported graphs are declared for
+MERGE = ".merge"  # how the module in the name of an ONNX node ends that merges tokens
 MAX_MERGED = 256  # tokens of a block: so far, BF16 counts exactly
 MAX_STREAMS = 64
 MAX_THREADS = 1024

@@ -11,11 +11,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from vitedge.specs import MERGE
+
 Kind = Literal["linear", "convolution", "attention", "product", "softmax", "norm", "activation", "quantize", "reformat", "other"]
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 MOVING = ("Cast", "Concat", "Expand", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 ACTIVATIONS = ("Gelu", "Erf", "Relu", "Sigmoid", "Swish", "HardSwish", "Tanh")
-MERGE = ".merge"  # how the module in the name of a node ends that merges tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from vitedge.backends.layers import MERGE
 from vitedge.compiler.attention import LOG_SIZES, Attention, find_attentions, scale_queries
 from vitedge.compiler.graph import (
     Array,
@@ -39,7 +38,7 @@ from vitedge.compiler.graph import (
 )
 from vitedge.compiler.tokens import HINT, Block, Trunk, find_trunk, picked_tokens, retarget, shapes_of
 from vitedge.errors import ModelError
-from vitedge.specs import Reduction
+from vitedge.specs import MERGE, Reduction
 
 PURPOSE = "token merging"
 ALIGNED = 8  # numbers in a row of the 0/1 matrix: tensor cores and AMX tiles want whole ones
