@@ -27,6 +27,7 @@ from vitedge.options import (
     Checkpoint,
     Images,
     Json,
+    JudgeImages,
     Labels,
     Model,
     Preparation,
@@ -100,9 +101,7 @@ def make(
     model: Model,
     images: Images,
     labels: Labels = None,
-    judge: Annotated[
-        Path | None, typer.Option(help="Images to measure accuracy on, if not those of --images; --labels is then of these.")
-    ] = None,
+    judge: JudgeImages = None,
     checkpoint: Checkpoint = None,
     preprocess: Preparation = None,
     recipe: Annotated[

@@ -215,7 +215,8 @@ def print_document(document: Document, json_file: Path | None, choice: Choice | 
 
 def _chosen(name: str) -> str:
     """The name with the engine or file that it means in place of MODEL/VARIANT; which engine that is, is said."""
-    from vitedge.bench.contenders import is_engine_name, split_runtime
+    from vitedge.bench.contenders import split_runtime
+    from vitedge.bench.sides import is_engine_name
 
     given, runtime = split_runtime(name)
     if is_engine_name(given):

@@ -14,6 +14,7 @@ from vitedge.options import (
     Checkpoint,
     Images,
     Json,
+    JudgeImages,
     Labels,
     Model,
     Preparation,
@@ -29,9 +30,7 @@ def tune(
     model: Model,
     images: Images,
     labels: Labels = None,
-    judge: Annotated[
-        Path | None, typer.Option(help="Images to measure accuracy on, if not those of --images; --labels is then of these.")
-    ] = None,
+    judge: JudgeImages = None,
     minutes: Annotated[float, typer.Option(help="How long all of it may take; a second run goes on from there.")] = 10.0,
     budget_ms: Annotated[float | None, typer.Option(help="What a call may take: ship the most accurate within it.")] = None,
     max_drop: Annotated[
@@ -49,18 +48,17 @@ def tune(
     json_file: Json = None,
 ) -> None:
     """Build a model in many ways, search the frontier of latency and accuracy, and choose the engine to ship."""
+    from vitedge import tune as tuning
     from vitedge.bench.choice import choose
     from vitedge.bench.document import save_document
     from vitedge.bench.report import write_outputs
     from vitedge.bench.tables import terminal as table
     from vitedge.pipeline import ModelSource
-    from vitedge.tune import TuneJob, check_minutes
-    from vitedge.tune import tune as search
 
-    check_minutes(minutes)
+    tuning.check_minutes(minutes)
     require_other(report, json_file, of=[images, judge, checkpoint, preprocess])
     source = ModelSource(model, checkpoint, preprocess)
-    job = TuneJob(
+    job = tuning.TuneJob(
         source,
         images,
         find_root(),
@@ -74,7 +72,7 @@ def tune(
         labels=labels,
     )
     with closing(Terminal()) as terminal:
-        found = search(job, terminal)
+        found = tuning.tune(job, terminal)
     documents = [found.document]
     try:
         choice, none_fits = choose(documents, budget_ms=budget_ms, max_drop=max_drop), None

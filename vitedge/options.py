@@ -34,6 +34,10 @@ Images = Annotated[
         show_default=False,
     ),
 ]
+JudgeImages = Annotated[
+    Path | None,
+    typer.Option("--judge", help="Images to measure accuracy on, if not those of --images; --labels is then of these."),
+]
 Labels = Annotated[
     Path | None,
     typer.Option(

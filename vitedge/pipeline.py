@@ -368,29 +368,27 @@ def bench_step(
     preprocess: Path | None = None,
     *,
     throughput: bool = False,
-    notes: Sequence[str] = (),
     gate: Gate | None = None,
     ray: str | None = None,
 ) -> Document:
     """Measure engines, ONNX files and torch models side by side; the first is the reference of the others.
 
-    checkpoint, preprocess: of the torch models. notes: to begin those of the document with. gate: what it will be held against,
-    so that timings go on until that is decided. ray: the workers that judge the images, see `open_cluster`; times are taken
-    here in any case.
+    checkpoint, preprocess: of the torch models. gate: what it will be held against, so that timings go on until that is decided.
+    ray: the workers that judge the images, see `open_cluster`; times are taken here in any case.
     """
-    told, most = list(notes), max(MAX_BATCH, *plan.batches)
+    notes, most = list[str](), max(MAX_BATCH, *plan.batches)
     watcher.begin("bench")
     spread = judging(ray, partial(on_one_core, names, checkpoint, preprocess, most)) if ray else None
     with open_contenders(names, checkpoint, preprocess, max_batch=most) as contenders:
         if gate:
             conditions = [(batch, one.threads, one.streams) for batch in plan.batches for one in plan.settings]
             found = [contender.name for contender in contenders]
-            told += gate.require_comparable(found, conditions, environment(), images_key(files))
+            notes += gate.require_comparable(found, conditions, environment(), images_key(files))
         document = benchmark(
             contenders,
             files,
             plan,
-            notes=told,
+            notes=notes,
             progress=lambda stage, part: watcher.progress(part, stage),
             undecided=gate.undecided if gate else lambda timed: False,
             spread=spread,

@@ -278,7 +278,7 @@ def test_the_table_begins_with_the_layer_that_loses_most_by_itself() -> None:
 def test_files_for_a_torch_model_need_one(made: Made) -> None:
     graphs = [str(made.graphs["int8"]), str(made.graphs["fp32"])]
     for options in ({"checkpoint": CHECKPOINT}, {"preprocess": Path("p.toml")}):
-        with pytest.raises(VitEdgeError, match="is for a torch model, which neither"), open_sides(graphs, **options):
+        with pytest.raises(VitEdgeError, match="is for a torch model, and none is given"), open_sides(graphs, **options):
             pass
 
 

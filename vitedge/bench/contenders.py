@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from vitedge.backends import BACKENDS, Session, load_backend
 from vitedge.backends.build import build_engine, read_manifest, read_source
 from vitedge.bench.document import Candidate
-from vitedge.bench.sides import TORCH_NAME
+from vitedge.bench.sides import TORCH_NAME, is_engine_name, require_torch
 from vitedge.errors import VitEdgeError, import_package
 from vitedge.runtime.engine import find_engine, open_engine
 from vitedge.specs import Manifest, ModelCard, PixelFormat, Target
@@ -140,10 +140,7 @@ def open_contenders(
     VitEdgeErrors; what does not open is one where it is first used.
     """
     split = [split_runtime(name) for name in names]
-    if not any(TORCH_NAME.match(given) for given, _ in split):
-        for option, file in (("--checkpoint", checkpoint), ("--preprocess", preprocess)):
-            if file is not None:
-                raise VitEdgeError(f"{option} {file} is for a torch model, and none is given")
+    require_torch([given for given, _ in split], checkpoint, preprocess)
     with tempfile.TemporaryDirectory(prefix="vitedge-bench-") as folder:
         found = [
             _contender(Origin(given, runtime, str(checkpoint or ""), str(preprocess or ""), max_batch), Path(folder))
@@ -166,11 +163,6 @@ def split_runtime(name: str) -> tuple[str, str]:
     if runtime not in (*BACKENDS, *TORCH):
         raise VitEdgeError(f"there is no runtime {runtime!r}", hint=f"known: {', '.join((*BACKENDS, *TORCH))}")
     return given, runtime
-
-
-def is_engine_name(given: str) -> bool:
-    """Whether a name is of an engine, and neither of a torch model nor of an ONNX file."""
-    return not TORCH_NAME.match(given) and Path(given).suffix != ".onnx" and not Path(given).is_file()
 
 
 def _contender(origin: Origin, folder: Path) -> Contender:

@@ -52,23 +52,32 @@ def open_sides(names: Sequence[str], checkpoint: Path | None = None, preprocess:
 
     checkpoint, preprocess: of every torch model among them. What is no model, ONNX file or engine is a VitEdgeError.
     """
-    if not any(map(TORCH_NAME.match, names)):
-        for option, file in (("--checkpoint", checkpoint), ("--preprocess", preprocess)):
-            if file is not None:
-                raise VitEdgeError(f"{option} {file} is for a torch model, which neither {' nor '.join(names)} is")
+    require_torch(names, checkpoint, preprocess)
     with ExitStack() as stack:
         yield [stack.enter_context(_opened(name, checkpoint, preprocess)) for name in names]
 
 
+def require_torch(names: Sequence[str], checkpoint: Path | None, preprocess: Path | None) -> None:
+    """Raise VitEdgeError where one of the files is given, and none of `names` is a torch model that it would be for."""
+    if not any(map(TORCH_NAME.match, names)):
+        for option, file in (("--checkpoint", checkpoint), ("--preprocess", preprocess)):
+            if file is not None:
+                raise VitEdgeError(f"{option} {file} is for a torch model, and none is given")
+
+
+def is_engine_name(name: str) -> bool:
+    """Whether a name is of an engine, and neither of a torch model nor of an ONNX file."""
+    return not TORCH_NAME.match(name) and Path(name).suffix != ".onnx" and not Path(name).is_file()
+
+
 @contextmanager
 def _opened(name: str, checkpoint: Path | None, preprocess: Path | None) -> Iterator[Side]:
-    path = Path(name)
     if TORCH_NAME.match(name):
         yield _torch_side(name, checkpoint, preprocess)
-    elif path.suffix == ".onnx" or path.is_file():
-        yield _graph_side(find_graph(path))
+    elif not is_engine_name(name):
+        yield _graph_side(find_graph(Path(name)))
     else:
-        with open_engine(find_engine(path)) as engine:
+        with open_engine(find_engine(Path(name))) as engine:
             yield Side(short_path(engine.path), engine.manifest.card, lambda tensors: lambda rows: [engine(rows)])
 
 
