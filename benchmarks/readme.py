@@ -32,6 +32,7 @@ PEER_MODELS = {
     "vit-b16": "ViT-B/16 (random)",
     "focus": "ViT-S/14 (trained)",
 }
+MERGING_MODELS = {"fashion": "Fashion ViT", "focus": "ViT-S/14, saliency", "vit-s16": "ViT-S/16, random weights"}
 QUALITY: Columns = {
     ("focus", "sqnr_db"): ("ViT-S/14 tokens, dB", ".1f"),
     ("focus", "class_sqnr_db"): ("class token, dB", ".1f"),
@@ -497,9 +498,6 @@ def viewers(document: dict[str, Any]) -> str:
     )
 
 
-MERGED = {"fashion": "Fashion ViT", "focus": "ViT-S/14, saliency", "vit-s16": "ViT-S/16, random weights"}
-
-
 def token_merging(document: dict[str, Any]) -> str:
     """The table of token_merging.py: every way of merging the tokens of every model."""
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -512,7 +510,7 @@ def token_merging(document: dict[str, Any]) -> str:
         "one core, ms": lambda row: f"{row['one_core_ms']:.2f} ({row['one_core_speedup']:.2f} x)",
         "all cores, ms": lambda row: f"{row['all_cores_ms']:.2f} ({row['all_cores_speedup']:.2f} x)",
     }
-    rows = [[MERGED[row["subject"]], *(show(row) for show in columns.values())] for row in document["rows"]]
+    rows = [[MERGING_MODELS[row["subject"]], *(show(row) for show in columns.values())] for row in document["rows"]]
     return (
         f"{markdown([['model', *columns], *rows])}\nAccuracy against the unmerged FP32 model; latency of INT8 engines, batch 1, "
         f"medians in turns. {place(document['environment'])}\n"

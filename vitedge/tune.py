@@ -197,7 +197,7 @@ def _search(job: TuneJob, workshop: Workshop, graph: Path, budget: Budget) -> Se
     """The search for what is asked for, before its first trial."""
     ours, card = workshop.materials, read_source(graph).card
     space = space_of(ours.recipes, card, graph, load_backend(ours.target.backend).float_types(ours.target))
-    workshop.within(space)
+    workshop.use_space(space)
     points = workshop.counts_points
     goal = Goal(
         points,

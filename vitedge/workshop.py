@@ -171,7 +171,7 @@ class Workshop:
         self.counts_points = read_source(graph).card.task == "classify"
         return graph
 
-    def within(self, space: Space) -> None:
+    def use_space(self, space: Space) -> None:
         """How fewer tokens shorten the steps."""
         self._work = space.work
 

@@ -150,6 +150,12 @@ def test_one_that_does_not_open_in_another_setting_keeps_what_it_has() -> None:
     assert [timed.streams for timed in document.candidate("a").timings] == [1, 2]
 
 
+def test_in_every_setting_real_images_are_timed(files: list[Any]) -> None:
+    a = contender("a")
+    benchmark([a], files, dataclasses.replace(NONE, threads=(1, 2), end_to_end=False), notes=[])
+    assert a.input.any()
+
+
 def test_where_all_fail_that_is_an_error(files: list[Any]) -> None:
     with pytest.raises(VitEdgeError, match="all 2 failed; a failed while opening: the device is lost"):
         benchmark([contender("a", after(0)), contender("b", after(0))], files, NONE, notes=[])
