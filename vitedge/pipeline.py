@@ -40,6 +40,7 @@ from vitedge.bench.plan import Plan
 from vitedge.bench.report import write_outputs
 from vitedge.bench.run import benchmark
 from vitedge.bench.throughput import measure_throughput
+from vitedge.bench.timing import conditions_of
 from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
 from vitedge.cluster import judging, on_one_core
 from vitedge.datasets import list_dataset
@@ -381,9 +382,8 @@ def bench_step(
     spread = judging(ray, partial(on_one_core, names, checkpoint, preprocess, most)) if ray else None
     with open_contenders(names, checkpoint, preprocess, max_batch=most) as contenders:
         if gate:
-            conditions = [(batch, one.threads, one.streams) for batch in plan.batches for one in plan.settings]
             found = [contender.name for contender in contenders]
-            notes += gate.require_comparable(found, conditions, environment(), images_key(files))
+            notes += gate.require_comparable(found, conditions_of(contenders, plan), environment(), images_key(files))
         document = benchmark(
             contenders,
             files,

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from vitedge.bench.run import benchmark
 from vitedge.errors import EngineError, VitEdgeError
 from vitedge.images import list_images
 from vitedge.preprocess import write_input
-from vitedge.specs import ModelCard, PixelFormat, Preprocess
+from vitedge.specs import ModelCard, PixelFormat, Preprocess, Target
 
 CARD = ModelCard("tiny", "classify", Preprocess((8, 8), (0.0,) * 3, (1.0,) * 3), None, ("a", "b"))
 
@@ -148,6 +149,13 @@ def test_one_that_does_not_open_in_another_setting_keeps_what_it_has() -> None:
     document = benchmark([contender("a"), contender("b", opening=opening)], [], plan, notes=[])
     assert document.candidate("b").failed == "opening with 2 streams: no memory for two"
     assert [timed.streams for timed in document.candidate("a").timings] == [1, 2]
+
+
+def test_an_engine_has_the_threads_of_its_target_unless_others_are_asked_for() -> None:
+    a, b = contender("a"), contender("b")
+    a.manifest = SimpleNamespace(target=Target(threads=2))
+    assert timing.conditions_of([a, b], Plan((1, 8))) == [(1, 2, 1), (8, 2, 1), (1, None, 1), (8, None, 1)]
+    assert timing.conditions_of([a, b], Plan(threads=(3,), streams=(1, 2))) == [(1, 3, 1), (1, 3, 2)]
 
 
 def test_in_every_setting_real_images_are_timed(files: list[Any]) -> None:

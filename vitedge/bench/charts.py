@@ -19,13 +19,12 @@ from html import escape
 from vitedge.bench.document import Confused, LayerTime
 from vitedge.bench.explain import PARTS
 from vitedge.bench.lines import Line
-from vitedge.bench.plot import FRAME, GLYPH, HEIGHT, WIDTH, Axis, axis, log_axis, three
+from vitedge.bench.plot import FRAME, GLYPH, HEIGHT, WIDE, WIDTH, Axis, axis, log_axis, three
 
 NAMES, VALUES = 158, 92  # units for what stands left of a ridge, and right of it
 ROW, RIDGE = 36, 27  # units from ridge to ridge, and the height of one
 BINS = 120
 CURVES = 6
-WIDE = 6.0  # times the fastest, from which on an axis is logarithmic
 CELL = 21  # units, the height of a row of layers
 TYPES = {"int4": 4, "int8": 1, "fp8": 3, "fp16": 2, "bf16": 2, "fp32": 0, "tf32": 0}  # -> the colour
 

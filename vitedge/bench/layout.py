@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from vitedge.bench.choice import Choice, is_choice
 from vitedge.bench.document import Document, Interval
 from vitedge.bench.frontier import Measure, Point, machine_names, setting_text
-from vitedge.bench.plot import FRAME, GLYPH, LINE, WIDTH, Axis, Box, axis, log_axis, places, three
+from vitedge.bench.plot import FRAME, GLYPH, LINE, WIDE, WIDTH, Axis, Box, axis, log_axis, places, three
 
 LABELLED = 14  # points that all get a label if there is room; of more, those on the frontier do
 FEW = 4  # points that get their figures, too, and always a label
 LONGEST = 26  # letters of a label
 HIDDEN = 0.5  # part of a label's area that it may hide
-WIDE = 6.0  # times the fastest latency, from which on the axis is logarithmic
 ALL = -1  # the group of the frontier of all machines
 TITLES: dict[Measure, tuple[str, str]] = {
     "top1": ("Top-1 accuracy", "%"),

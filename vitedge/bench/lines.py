@@ -5,7 +5,7 @@
 
 A column in which nothing was measured is left out. "±" is half of the interval of 95 %. "× bound" is p50 over the time that
 no engine of this graph can beat on this device (see roofline.py); "files/s" is the rate from disk to answer (see throughput.py).
-Knows nothing of how anything was measured, or of what draws the table: that are tables.py and sections.py.
+Knows nothing of how anything was measured, or of what draws the table (tables.py, sections.py).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 560, 380  # of the plot, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 22, 44
 GLYPH, LINE = 9.2, 21.0  # a label's character and line in those units, as large as a phone shows them
+WIDE = 6.0  # times the least value, from which on an axis is better logarithmic
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ Whoever fails on the way leaves; the others go on. Knows nothing of accuracies.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vitedge.bench.contenders import Contender, Setting
-from vitedge.bench.document import Timed
+from vitedge.bench.document import Conditions, Timed
 from vitedge.bench.energy import Meter
 from vitedge.bench.latency import Call, Lane, Latency, measure
 from vitedge.bench.plan import Entry, Plan, Progress, Undecided, remaining
@@ -107,6 +108,17 @@ class Timer:
         }
 
 
+def conditions_of(contenders: Sequence[Contender], plan: Plan) -> list[Conditions]:
+    """The conditions that the timings of these will have (see `Timed`), each once."""
+    found = itertools.product(contenders, plan.settings, plan.batches)
+    return list(dict.fromkeys((batch, _threads(one, how), how.streams) for one, how, batch in found))
+
+
+def _threads(contender: Contender, setting: Setting) -> int | None:
+    """The threads that a contender has: as many as are asked for, else as its target says."""
+    return setting.threads or (contender.manifest.target.threads if contender.manifest else None)
+
+
 def _lane(contender: Contender, batch: int, setting: Setting) -> Lane:
     """One call a stream, each on a buffer of its own with the same images."""
     forks = [contender.fork() for _ in range(setting.streams - 1)]
@@ -130,7 +142,7 @@ def _timed(contender: Contender, setting: Setting, latency: Latency, reference: 
     manifest, watts = contender.manifest, latency.power_w
     timed = Timed(
         batch=latency.batch,
-        threads=setting.threads or (manifest.target.threads if manifest else None),
+        threads=_threads(contender, setting),
         streams=setting.streams,
         calls=latency.samples_ms.size,
         rounds_ms=latency.rounds_ms,
