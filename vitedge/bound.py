@@ -1,6 +1,6 @@
 """An INT8 graph that loses too much in, the graph that leaves its costliest Linears in floating point out.
 
-    rows that miss a Bound -> Search -> candidates, judged on ONNX Runtime -> the fewest Linears in float that meet it
+    rows that miss a Bound -> BoundSearch -> candidates, judged on ONNX Runtime -> the fewest Linears in float that meet it
 
 What a Linear costs is compiler/sensitivity.py's to say; here it is held against labels, answers and dB.
 """
@@ -57,7 +57,7 @@ class Bound:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Search:
+class BoundSearch:
     """What candidates are made from and held against.
 
     model: the float graph. reference: its engine. files: calibration images. judged: the images that the bound is about.
@@ -104,7 +104,7 @@ def bounded_before(graph: Path, key: str, watcher: Watcher) -> Path:
     return graph
 
 
-def bound_or_note(search: Search, index: int, graph: Path, watcher: Watcher, notes: list[str]) -> dict[int, Path]:
+def bound_or_note(search: BoundSearch, index: int, graph: Path, watcher: Watcher, notes: list[str]) -> dict[int, Path]:
     """{index: what `bound_step` gives}; where nothing meets the bound nothing and a note, since all else is worth seeing."""
     recipe = read_source(graph).recipe
     if recipe is None or recipe.method == "none":
@@ -117,7 +117,7 @@ def bound_or_note(search: Search, index: int, graph: Path, watcher: Watcher, not
         return {}
 
 
-def bound_step(search: Search, graph: Path, watcher: Watcher) -> Path:
+def bound_step(search: BoundSearch, graph: Path, watcher: Watcher) -> Path:
     """The INT8 file `graph` with the fewest of its costliest Linears in float under which the bound was measured to hold.
 
     Candidates run on ONNX Runtime, over at most SEARCH_IMAGES images. A VitEdgeError where no choice of Linears holds.
@@ -149,7 +149,7 @@ def bound_step(search: Search, graph: Path, watcher: Watcher) -> Path:
 
 @contextmanager
 def _candidates(
-    search: Search, int8: ModelProto, prepared: ModelProto
+    search: BoundSearch, int8: ModelProto, prepared: ModelProto
 ) -> Iterator[Callable[[frozenset[str]], tuple[Judged, Judged]]]:
     """A function that judges the reference and the graph in which some Linears are free, each choice of them once."""
     from vitedge.compiler.graph import save

@@ -41,7 +41,17 @@ from vitedge.bench.report import write_outputs
 from vitedge.bench.run import benchmark
 from vitedge.bench.throughput import measure_throughput
 from vitedge.bench.timing import conditions_of
-from vitedge.bound import Bound, Search, bound_key, bound_or_note, bounded_before, calibration_rows, missing, pair, scales_path
+from vitedge.bound import (
+    Bound,
+    BoundSearch,
+    bound_key,
+    bound_or_note,
+    bounded_before,
+    calibration_rows,
+    missing,
+    pair,
+    scales_path,
+)
 from vitedge.cluster import judging, on_one_core
 from vitedge.datasets import list_dataset
 from vitedge.errors import AbsentDeviceError, MissingPackageError, VitEdgeError
@@ -160,7 +170,7 @@ def make(job: Job, watcher: Watcher) -> Result:
     plan = Plan(tuple(sorted({target.batch[0], target.batch[1]})), seconds=job.seconds, dataset=dataset)
     document = bench_step(list(map(str, folders)), judged, plan, watcher)
     rows = rows_of(document)
-    search = Search(model, folders[0], files, judged, job.bound, key, job.root)
+    search = BoundSearch(model, folders[0], files, judged, job.bound, key, job.root)
     changed = dict[int, Path]()
     for index in missing(rows[: len(graphs)], job.bound):
         if graphs[index] == quantized[index]:
