@@ -361,7 +361,7 @@ def projection(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         if row["task"] == "judge" and row["workers"] == 2:
             rate = row["images_per_s"] / row["workers"]
-            times = [f"{1e6 / (rate * workers) / 3600:.2f} h" for workers in PROJECTED]
+            times = [f"{1e6 / (rate * workers) / 60:.1f} min" for workers in PROJECTED]
             cells.append([f"judge {row['model']}", *times, f"{rate * PROJECTED[-1] * row['image_bytes'] / 1e6:.1f} MB/s"])
     return markdown([head, *cells])
 

@@ -168,9 +168,16 @@ def test_a_worker_says_what_it_does_not_see_and_what_it_is(made: Made, tmp_path:
     monkeypatch.chdir(tmp_path)  # and back again
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None)
     file = list_images(made.images)[0]
-    gone = replace(file, path=tmp_path / "gone.png")
-    for folder, given, absent in (("/no/such/folder", file, Path("/no/such/folder")), (str(tmp_path), gone, gone.path)):
-        reply = pickle.loads(_Worker(folder).answer(1, __version__, 0, [], pickle.dumps((0, [given]))))
-        assert reply.absent == absent
+    reply = pickle.loads(_Worker("/no/such/folder").answer(1, __version__, 0, [], pickle.dumps((0, [file]))))
+    assert reply.absent == Path("/no/such/folder")
     reply = pickle.loads(_Worker(str(tmp_path)).answer(1, "0.0.1", 0, [], pickle.dumps((0, [file]))))
     assert "vitedge 0.0.1 was started" in reply.failure[0]
+
+
+def test_a_file_that_is_gone_everywhere_is_skipped_as_in_one_process(names: list[str], files: list[ImageFile]) -> None:
+    gone = [replace(file, path=file.path.with_name("gone.png")) for file in files[:2]]
+    with open_cluster("1") as cluster, open_contenders(names[:1]) as contenders:
+        notes: list[str] = []
+        found = judge(contenders, [*files[2:], *gone], notes=notes, spread=cluster.judging(partial(on_one_core, names[:1])))
+    assert (found, notes) == alone(names[:1], [*files[2:], *gone])
+    assert sum("gone.png" in note for note in notes) == 2

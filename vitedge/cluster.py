@@ -74,7 +74,7 @@ class _Given:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """Of a worker. failure: a sentence and a hint, where it cannot go on. absent: a file that it does not see."""
+    """Of a worker. failure: a sentence and a hint, where it cannot go on. absent: a file that it does not see, or the folder."""
 
     result: Any = None
     failure: tuple[str, str | None] | None = None
@@ -95,7 +95,7 @@ def open_cluster(where: str) -> Iterator[Cluster]:
     if ours:
         _connect(ray, where, count)
     try:
-        cluster = Cluster(ray, count or max(1, int(ray.cluster_resources().get("CPU", 1))))
+        cluster = Cluster(ray, count or max(1, int(ray.available_resources().get("CPU", 1))))
         try:
             yield cluster
         finally:
@@ -293,14 +293,13 @@ class _Worker:
         if not Path(self._folder).is_dir():
             return _Reply(absent=Path(self._folder))
         os.chdir(self._folder)  # so that relative names mean the same
-        if absent := next((file.path for file in files if not file.path.exists()), None):
-            return _Reply(absent=absent)
+        absent = next((file.path for file in files if not file.path.exists()), None)
         if job != self._job or self._desk is None:
             if self._desk is not None:
                 self._desk.close()
             self._desk = import_package("ray", "ray").get(shared[0]).open()
             self._job = job
-        return _Reply(self._desk.answer(first, files))
+        return _Reply(self._desk.answer(first, files), absent=absent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,7 +288,7 @@ def test_scale_divides_by_one_worker_and_by_one_process() -> None:
     assert lines[2] == ["judge vit", "one process", "1000", "10.0", "100.0", "1.67", "1.00", "", "", "yes"]
     assert lines[4] == ["judge vit", "2", "1000", "10.0", "120.0", "2.00", "1.20", "80", "1", "**no**"]
     assert "4 to 4 s" in table
-    assert lines[-1] == ["judge vit", "2.31 h", "0.29 h", "0.07 h", "0.02 h", "15.4 MB/s"]  # at 60 images a second each
+    assert lines[-1] == ["judge vit", "138.9 min", "17.4 min", "4.3 min", "1.1 min", "15.4 MB/s"]  # at 60 images a second each
 
 
 def test_a_document_of_bench_gives_the_table_that_its_rows_do() -> None:
