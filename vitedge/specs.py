@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import re
 import types
@@ -144,13 +145,14 @@ class Reduction:
 
     @property
     def suffix(self) -> str:
-        """What the names of variants get: ".192", ".192x256", ".merge8", ".merge0+0+24"."""
+        """What the names of variants get: ".192", ".192x256", ".merge8", ".merge0+0+24", ".merge0x3+60+0x8"."""
         size, counts = self.size, self.merge_tokens
         shown = f".{size[0]}" + (f"x{size[1]}" if size[0] != size[1] else "") if size else ""
         if not counts:
             return shown
         each = counts if isinstance(counts, tuple) else (counts,)
-        told = "+".join(map(str, each))
+        runs = [(count, len(list(alike))) for count, alike in itertools.groupby(each)]
+        told = "+".join(f"{count}x{length}" if length > 2 else "+".join([str(count)] * length) for count, length in runs)
         if len(told) > MAX_NAME // 2:  # a name has more parts than this one
             told = f"{sum(each)}.{zlib.crc32(told.encode()):08x}"
         return f"{shown}.merge{told}"

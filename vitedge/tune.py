@@ -178,17 +178,21 @@ def space_of(recipes: Mapping[str, Recipe], card: ModelCard, graph: Path, native
         return space
     plain = replace(space, tokens=(height // card.patch) * (width // card.patch), blocks=blocks, size=height)
     sides = [card.patch * round(part * height / card.patch) for part in SIDES] if height == width else []
+    if card.task == "dense":  # whose answers to smaller images are smaller: there is nothing to compare them with
+        sides = []
     return replace(plain, merged=_rates(plain), sizes=tuple(dict.fromkeys(side for side in sides if 0 < side < height)))
 
 
 def _rates(space: Space) -> tuple[tuple[int, ...], ...]:
-    """Tokens to merge, the fewest that leave out each of the parts CUTS: in every block, and in every third.
+    """Tokens to merge in each block, the fewest that leave out each of the parts CUTS: in one block, in two, in all.
 
-    A merge takes time whatever it leaves out, so that few large ones may do better than many small ones.
+    A merge takes time whatever it leaves out: on a processor, one large one often does better than many small ones.
     """
+    every = range(space.blocks)
+    patterns = ((space.blocks // 4,), (space.blocks // 4, space.blocks // 2), every)
     found = []
-    for cut, before in itertools.product(CUTS, ((), (0,) * min(2, space.blocks // 2 - 1))):
-        rates = ((*before, rate) for rate in range(1, space.tokens // 2 + 1))
+    for blocks, cut in itertools.product(patterns, CUTS):
+        rates = (tuple(rate if block in blocks else 0 for block in every) for rate in range(1, space.tokens // 2 + 1))
         found.append(next((rate for rate in rates if 1 - space.work(rate, 0) >= cut), ()))
     return tuple(dict.fromkeys(filter(None, found)))
 
@@ -206,12 +210,20 @@ def _search(job: TuneJob, workshop: Workshop, graph: Path, budget: Budget) -> Se
     )
     floats = [name for name in space.recipes[1:] if name not in space.quantized]
     quantized = sorted(space.quantized, key=lambda name: (name != Recipe().name, name))  # the default first
-    required = (REFERENCE, *(Design(name) for name in (*floats[:1], *quantized[:1])))
+    required = (REFERENCE, *(Design(name) for name in floats[:1]), *_first_int8(space, quantized[:1]))
     fewest = FEWEST_POINTS if points else FEWEST
     took = workshop.took.seconds
     first_s = max(FIRST_S, took["measure"] / 2)  # fewer images would hardly be quicker
     rungs = rungs_of(len(ours.judged), took["image"], first_s, budget.seconds, fewest)
     return Search(space, goal, workshop.seconds, rungs, required, workshop.freeing)
+
+
+def _first_int8(space: Space, recipes: Sequence[str]) -> list[Design]:
+    """Of each of `recipes` itself, some Linears in float, and one merge: what tells the search of each way to go."""
+    plain = [Design(name) for name in recipes]
+    freed = [replace(one, freed=space.freed[len(space.freed) // 2]) for one in plain if space.freed]
+    merged = [replace(one, merged=space.merged[min(1, len(space.merged) - 1)]) for one in plain if space.merged]
+    return [*plain, *freed, *merged]
 
 
 def rungs_of(images: int, image_s: float, first_s: float, seconds: float, fewest: int) -> tuple[int, ...]:

@@ -452,6 +452,7 @@ def test_the_pipeline_names_what_it_makes(tmp_path: Path, workspace: Path) -> No
         (Reduction(merge_tokens=(0, 0)), ""),
         (Reduction(merge_tokens=(8, 8)), ".merge8"),
         (Reduction(merge_tokens=(0, 0, 24)), ".merge0+0+24"),
+        (Reduction(merge_tokens=(0, 0, 0, 60, *[0] * 8)), ".merge0x3+60+0x8"),
         (Reduction((192, 192), 8), ".192.merge8"),
         (Reduction((192, 256)), ".192x256"),
     ],
