@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vitedge import __version__
-from vitedge.bench.accuracy import Case, Part, judge_parts
-from vitedge.bench.accuracy import Contender as Judgeable
+from vitedge.bench.accuracy import Case, Judgeable, Part, judge_parts
 from vitedge.bench.accuracy import Spread as JudgeSpread
 from vitedge.bench.contenders import MAX_BATCH, Contender, Setting, open_contenders
 from vitedge.errors import VitEdgeError, first_line, import_package

@@ -39,7 +39,7 @@ PICTURE_SIDE = 96  # pixels of the longer side of a picture in a report
 PICTURE_BYTES = 3000  # of its JPEG at most; base64 makes 4000 of them
 
 
-class Contender(Protocol):
+class Judgeable(Protocol):
     """What can be judged: an engine, or a model on some runtime. See runtime/engine.py for what the members mean."""
 
     @property
@@ -98,7 +98,7 @@ Spread = Callable[[Case, Sequence[ImageFile]], Iterator[Part]]  # gives the part
 
 
 def judge(
-    contenders: Sequence[Contender],
+    contenders: Sequence[Judgeable],
     files: Sequence[ImageFile],
     *,
     notes: list[str] | None = None,
@@ -147,7 +147,7 @@ def judge(
     ]
 
 
-def judge_parts(contenders: Sequence[Contender], case: Case, files: Sequence[ImageFile], first: int = 0) -> Iterator[Part]:
+def judge_parts(contenders: Sequence[Judgeable], case: Case, files: Sequence[ImageFile], first: int = 0) -> Iterator[Part]:
     """Judge `files`, of which the first is number `first` of all, a multiple of `case.part`; gives a Part for that many."""
     images = decoded(files)
     failed: dict[int, str] = {}
@@ -159,7 +159,7 @@ def judge_parts(contenders: Sequence[Contender], case: Case, files: Sequence[Ima
             break
 
 
-def _total(case: Case, contenders: Sequence[Contender], parts: Iterator[Part], progress: Callable[[int], None] | None) -> Part:
+def _total(case: Case, contenders: Sequence[Judgeable], parts: Iterator[Part], progress: Callable[[int], None] | None) -> Part:
     """All parts as one, up to the first in which the reference failed."""
     total = Part(0, {index: Tally(contenders[index].card.task == "classify") for index in case.those}, {}, {})
     for part in parts:
@@ -177,7 +177,7 @@ def _total(case: Case, contenders: Sequence[Contender], parts: Iterator[Part], p
 class _Sitting:
     """One part of the files before all contenders."""
 
-    def __init__(self, contenders: Sequence[Contender], case: Case, failed: dict[int, str]) -> None:
+    def __init__(self, contenders: Sequence[Judgeable], case: Case, failed: dict[int, str]) -> None:
         self.contenders, self.case, self.failed = contenders, case, failed
         self.tallies = {index: Tally(contenders[index].card.task == "classify") for index in case.those}
 
@@ -248,7 +248,7 @@ class _Sitting:
         return self.case.those[0] in self.failed
 
 
-def _finite_outputs(contender: Contender, count: int) -> NDArray[np.float32]:
+def _finite_outputs(contender: Judgeable, count: int) -> NDArray[np.float32]:
     outputs = contender.run(count)
     if not np.isfinite(outputs).all():
         raise EngineError(
