@@ -210,7 +210,7 @@ def _search(job: TuneJob, workshop: Workshop, graph: Path, budget: Budget) -> Se
     )
     floats = [name for name in space.recipes[1:] if name not in space.quantized]
     quantized = sorted(space.quantized, key=lambda name: (name != Recipe().name, name))  # the default first
-    required = (REFERENCE, *(Design(name) for name in floats[:1]), *_first_int8(space, quantized[:1]))
+    required = _first(space, [REFERENCE, *map(Design, floats[:1])], [Design(name) for name in quantized[:1]])
     fewest = FEWEST_POINTS if points else FEWEST
     took = workshop.took.seconds
     first_s = max(FIRST_S, took["measure"] / 2)  # fewer images would hardly be quicker
@@ -218,12 +218,11 @@ def _search(job: TuneJob, workshop: Workshop, graph: Path, budget: Budget) -> Se
     return Search(space, goal, workshop.seconds, rungs, required, workshop.freeing)
 
 
-def _first_int8(space: Space, recipes: Sequence[str]) -> list[Design]:
-    """Of each of `recipes` itself, some Linears in float, and one merge: what tells the search of each way to go."""
-    plain = [Design(name) for name in recipes]
-    freed = [replace(one, freed=space.freed[len(space.freed) // 2]) for one in plain if space.freed]
-    merged = [replace(one, merged=space.merged[min(1, len(space.merged) - 1)]) for one in plain if space.merged]
-    return [*plain, *freed, *merged]
+def _first(space: Space, floats: Sequence[Design], quantized: Sequence[Design]) -> tuple[Design, ...]:
+    """One design in each direction, for the search to go on from: types, Linears in float, and, quickly built, one merge."""
+    freed = [replace(one, freed=space.freed[len(space.freed) // 2]) for one in quantized if space.freed]
+    merged = [replace(floats[-1], merged=space.merged[min(1, len(space.merged) - 1)])] if space.merged else []
+    return (*floats, *quantized, *freed, *merged)
 
 
 def rungs_of(images: int, image_s: float, first_s: float, seconds: float, fewest: int) -> tuple[int, ...]:
