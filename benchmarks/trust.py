@@ -2,11 +2,11 @@
 
     vitedge bench, again and again  ->  ratios against their intervals, verdicts of the gate, clocks  ->  results/trust.json
 
-    python -m benchmarks.trust [--engines focus-vits14/fp32 focus-vits14/int8] [--images DIR] [--runs 20] [--slow 10]
+    python -m benchmarks.trust [--engines focus-vits14/bf16 focus-vits14/int8] [--images DIR] [--runs 20] [--slow 10]
 
-Runs without a change and runs of an engine that a sleep makes 5 % slower take turns, each in a process of its own and each held
-against one baseline of before. Two neighbouring runs without a change are a pair. `outside` times a loop of calls by the clock
-of another process; `independent` counts right answers with nothing of vitedge but the plan.
+Runs of a copy of an engine take turns, as it is and made 5 % slower by a sleep, each in a process of its own and held against the
+engine itself. Two neighbouring runs of two engines are a pair. `outside` times the same calls by another clock; `independent`
+counts right answers with nothing of vitedge but the plan.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import argparse
 import json
 import math
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -49,14 +49,22 @@ def run(self, count):
 
 Contender.run = run
 """
-LOOP = """
-import sys
+STAMPED = """
+import sys, time
+from vitedge.bench.latency import take_turn
 from vitedge.runtime.engine import open_engine
+
+taken_ms = []
+
+def stamped():
+    start = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+    engine.run(1)
+    taken_ms.append((time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW) - start) / 1e6)
+
 with open_engine(sys.argv[1]) as engine:
-    for line in sys.stdin:
-        for _ in range(int(line)):
-            engine.run(1)
-        print("done", flush=True)
+    samples_ms = take_turn((stamped,), 3.0).samples_ms
+    counted = taken_ms[-len(samples_ms):]
+    print(samples_ms.mean() / (sum(counted) / len(counted)))
 """
 COUNT = """
 import sys, numpy, openvino, pathlib
@@ -77,22 +85,26 @@ console = Console(stderr=True)
 def main() -> None:
     """Run everything, and write what was found."""
     parser = argparse.ArgumentParser("python -m benchmarks.trust", description=__doc__.splitlines()[0])
-    parser.add_argument("--engines", nargs=2, default=["focus-vits14/fp32", "focus-vits14/int8"], help="a reference and another")
+    parser.add_argument("--engines", nargs=2, default=["focus-vits14/bf16", "focus-vits14/int8"], help="a reference and another")
     parser.add_argument("--images", type=Path, default=FOCUS / "judge")
     parser.add_argument("--runs", type=int, default=20, help="without a change")
     parser.add_argument("--slow", type=int, default=10, help="with an engine that is 5 %% slower")
+    parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--seconds", default="3")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "trust.json")
     arguments = parser.parse_args()
     reference, folder = (find_engine(Path(name)) for name in arguments.engines)
-    bench = ["bench", *map(str, (reference, folder)), "--images", str(arguments.images), "--no-memory"]
-    bench += ["--seconds", arguments.seconds]
+    options = ["--images", str(arguments.images), "--no-memory", "--seconds", arguments.seconds]
     with tempfile.TemporaryDirectory() as scratch:
-        runs, slow = _gated(bench, folder, arguments.runs, arguments.slow, Path(scratch))
+        runs, slow = _gated(folder, options, arguments.runs, arguments.slow, Path(scratch))
+        pairs = [
+            _run(["bench", str(reference), str(folder), *options], Path(scratch) / f"pair{number}.json")
+            for number in range(2 * arguments.pairs)
+        ]
     found: dict[str, Any] = {
         "environment": environment(),
-        "command": shlex.join(["vitedge", "bench", *arguments.engines, *bench[3:]]),
-        "pairs": _pairs(runs),
+        "command": shlex.join(["vitedge", "bench", *arguments.engines, *options]),
+        "pairs": _pairs(pairs),
         "false_alarms": {"runs": len(runs), "alarms": sum(one["status"] == 1 for one in runs)},
         "slowed": {"percent": 100 * SLOWER, "runs": len(slow), "caught": sum(one["status"] == 1 for one in slow)},
         "outside": [_outside(one) for one in (folder, find_engine(Path("fashion-vit/int8")))],
@@ -102,17 +114,15 @@ def main() -> None:
     console.print_json(json.dumps({key: value for key, value in found.items() if key != "environment"}))
 
 
-def _gated(bench: Sequence[str], folder: Path, runs: int, slow: int, scratch: Path) -> tuple[list[Any], list[Any]]:
-    """Runs without and with a slow-down in turns, against one baseline."""
-    baseline = scratch / "base.json"
-    document = _run(bench, baseline)["document"]
-    pause_s = SLOWER * _timed(document).p50_ms / 1000
-    gate = ["--baseline", str(baseline), "--max-slower", "2%"]
+def _gated(folder: Path, options: Sequence[str], runs: int, slow: int, scratch: Path) -> tuple[list[Any], list[Any]]:
+    """Runs of a copy of an engine without and with a slow-down, in turns, against the engine."""
+    copy = Path(shutil.copytree(folder, scratch / f"{folder.name}.copy"))
+    gate = ["bench", str(copy), *options, "--baseline", str(folder), "--max-slower", "2%"]
+    pause_s = SLOWER * _timed(_run([*gate[:-4], str(folder)], scratch / "first.json")["document"]).p50_ms / 1000
     found: tuple[list[Any], list[Any]] = [], []
     for number in range(runs + slow):
         slowed = number * slow // (runs + slow) != (number + 1) * slow // (runs + slow)
-        sleep = [str(folder), str(pause_s)] if slowed else []
-        one = _run([*bench, *gate], scratch / f"{number}.json", sleep)
+        one = _run(gate, scratch / f"{number}.json", [str(copy), str(pause_s)] if slowed else [])
         found[slowed].append(one)
         console.print(f"{number + 1:3} {'slowed' if slowed else 'same  '} {one['said']}", soft_wrap=True)
     return found
@@ -149,29 +159,11 @@ def _pairs(runs: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _outside(folder: Path, rounds: int = 8, seconds: float = 1.0) -> dict[str, Any]:
-    """The mean time of a call by `vitedge bench`, and by a clock around the loop of another process, in turns."""
-    ratios = []
-    with subprocess.Popen(
-        [sys.executable, "-c", LOOP, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as loop:
-        _loop_ms(loop, 50)
-        count = max(20, int(seconds * 1000 / _loop_ms(loop, 50)))
-        for _ in range(rounds):
-            with tempfile.TemporaryDirectory() as scratch:
-                arguments = ["bench", str(folder), "--images", str(FOCUS / "judge"), "--no-memory", "--seconds", str(seconds)]
-                timed = _run(arguments, Path(scratch) / "one.json")["document"].candidates[0].timings[0]
-            ratios.append(1000 / timed.images_per_s / _loop_ms(loop, count))
-        loop.communicate()
-    return {"engine": folder.name, "model": folder.parent.name, "bench_to_outside": median(ratios), "all": ratios}
-
-
-def _loop_ms(loop: subprocess.Popen[str], count: int) -> float:
-    assert loop.stdin and loop.stdout
-    start = time.monotonic()
-    print(count, file=loop.stdin, flush=True)
-    loop.stdout.readline()
-    return 1000 * (time.monotonic() - start) / count
+def _outside(folder: Path) -> dict[str, Any]:
+    """The time of a call as a turn measures it, over that by the hardware's own clock, which nobody adjusts, around the call."""
+    command = [sys.executable, "-c", STAMPED, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return {"engine": f"{folder.parent.name}/{folder.name}", "bench_to_outside": float(done.stdout)}
 
 
 def _independent() -> list[dict[str, Any]]:
