@@ -123,9 +123,11 @@ def bench(
 ) -> None:
     """Measure latency, throughput and accuracy of engines, ONNX files and torch models side by side, in turns."""
     from vitedge import pipeline
+    from vitedge.bench.choice import check_limits
     from vitedge.bench.plan import Plan
     from vitedge.bench.report import write_outputs
 
+    check_limits(budget_ms, max_drop)
     gate, first = _gate(baseline, _percent(max_slower), max_drop)
     names = [_chosen(name) for name in (*first, *contenders)]
     inputs = [*map(Path, names), images, labels, checkpoint, preprocess, Path(baseline) if baseline else None]

@@ -49,14 +49,15 @@ def tune(
 ) -> None:
     """Build a model in many ways, search the frontier of latency and accuracy, and choose the engine to ship."""
     from vitedge import tune as tuning
-    from vitedge.bench.choice import choose
+    from vitedge.bench.choice import check_limits, choose
     from vitedge.bench.document import save_document
     from vitedge.bench.report import write_outputs
     from vitedge.bench.tables import terminal as table
     from vitedge.pipeline import ModelSource
 
     tuning.check_minutes(minutes)
-    require_other(report, json_file, of=[images, judge, checkpoint, preprocess])
+    check_limits(budget_ms, max_drop)
+    require_other(report, json_file, of=[images, judge, labels, checkpoint, preprocess])
     source = ModelSource(model, checkpoint, preprocess)
     job = tuning.TuneJob(
         source,
