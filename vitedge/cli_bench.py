@@ -147,8 +147,10 @@ def bench(
             names, files, plan, terminal, checkpoint, preprocess, throughput=throughput, gate=gate, ray=ray
         )
     choice, none_fits = _choice(document, budget_ms, None if gate else max_drop)
-    print_document(document, json_file, choice)
-    written = write_outputs([document], report=report, markdown=markdown, csv=csv, png=png, choice=choice)
+    try:
+        print_document(document, json_file, choice)
+    finally:  # what was measured is written to all that takes it
+        written = write_outputs([document], report=report, markdown=markdown, csv=csv, png=png, choice=choice)
     print_written(written, report)
     if gate:
         _pass(gate, document)

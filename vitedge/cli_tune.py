@@ -82,9 +82,11 @@ def tune(
     out.print(table(documents, choice, out.width))
     print_notes(found.document.notes)
     page = report or found.folder / "tune.html"
-    write_outputs(documents, report=page, choice=choice)
-    if json_file:
-        save_document(found.document, json_file)
+    try:
+        write_outputs(documents, report=page, choice=choice)
+    finally:  # what was measured is written to all that takes it
+        if json_file:
+            save_document(found.document, json_file)
     if none_fits:
         raise none_fits
     assert choice is not None
