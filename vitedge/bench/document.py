@@ -260,6 +260,8 @@ def _flaw(document: Document) -> str:
             intervals = [timed.p50, *([timed.speedup_interval] if timed.speedup_interval else [])]
             figures = [*timed.centiles_ms, timed.images_per_s, 1.0 if timed.speedup is None else timed.speedup]
             figures += [end for interval in intervals for end in (interval.low, interval.high)]
+            if any(interval.low > interval.high for interval in intervals):
+                return f"an interval of {one.name} ends before it begins"
             if len(timed.centiles_ms) != CENTILES or not all(0 < value < math.inf for value in figures) or timed.batch < 1:
                 return (
                     f"a timing of {one.name} has {len(timed.centiles_ms)} centiles of {CENTILES}, or values that no clock gives"
