@@ -103,6 +103,15 @@ def test_a_tar_that_is_cut_short_is_one_sentence(tmp_path: Path, kept: int) -> N
     assert "again" in str(caught.value.hint)
 
 
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {f"{i}.png": png(i) for i in range(3)})
+    content = bytearray(path.read_bytes())
+    content[1024] ^= 1  # the name of the second
+    path.write_bytes(content)
+    with pytest.raises(VitEdgeError, match="the header at byte 1024 is damaged"):
+        list_dataset(path)
+
+
 def test_a_compressed_tar_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"")
     with pytest.raises(VitEdgeError, match="compressed"):

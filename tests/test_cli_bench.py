@@ -62,6 +62,20 @@ def test_a_choice_is_told_with_its_reason(made: Made, engines: list[Path], vited
     assert said.code == 1 and said.err.count("error: ") == 1 and "int8" in said.out, "it is shown all the same"
 
 
+def test_one_output_that_fails_keeps_no_other_from_being_written(
+    engines: list[Path], made: Made, vitedge: Vitedge, tmp_path: Path
+) -> None:
+    table = tmp_path / "full.md"
+    said = vitedge("bench", engines[0], "--images", made.images, *QUICK, "--json", "/dev/full", "--md", table)
+    assert said.code == 1 and "cannot write /dev/full" in said.err and table.is_file(), said
+
+
+def test_an_impossible_limit_is_said_before_measuring(engines: list[Path], made: Made, vitedge: Vitedge) -> None:
+    for option in ("--budget-ms", "--max-drop"):
+        said = vitedge("bench", *engines, "--images", made.images, *QUICK, option, "nan")
+        assert said.code == 1 and "nan" in said.err and not said.out, said
+
+
 def test_an_engine_that_fails_is_shown_and_the_others_finish(
     made: Made,
     engines: list[Path],

@@ -64,11 +64,30 @@ def test_different_models_and_images_are_noted(folder: Path) -> None:
         (("board.json", "-o", "board.json"), "board.json is an input"),
         (("board.json", "--budget-ms", "0.1"), "no candidate is within 0.1 ms; the nearest is vit/int8: 3.00 ms"),
         (("board.json", "--max-drop", "-1"), "a drop is 0 to 100 points"),
+        (("board.json", "-o", "r", "--md", "r"), "r is to hold two outputs"),
+        (("board.json", "-o", "."), "it is a folder"),
+        (("board.json", "-o", "laptop.json/r.html"), "is not a folder"),
+        (("nan.json",), "an accuracy of vit/fp32 is none"),
     ],
 )
 def test_what_it_cannot_do_is_a_sentence_and_nothing_is_written(folder: Path, arguments: tuple[str, ...], said: str) -> None:
     content = json.loads((folder / "laptop.json").read_text("utf-8"))
     (folder / "newer.json").write_text(json.dumps({**content, "schema": 99}))
+    content["candidates"][0]["judged"]["top1"] = float("nan")
+    (folder / "nan.json").write_text(json.dumps(content))
     with pytest.raises(VitEdgeError, match=said):
         report(*arguments)
     assert not (folder / "report.html").exists()
+
+
+def test_names_that_are_not_utf_8_are_written_with_escapes(folder: Path) -> None:
+    save_document(replace(LAPTOP, dataset="photos\udcff"), folder / "odd.json")
+    assert report("odd.json", "--md", "r.md", "--csv", "r.csv").exit_code == 0
+    assert "photos\\udcff" in (folder / "report.html").read_text("utf-8")
+
+
+def test_a_picture_that_cannot_be_drawn_keeps_no_page_from_being_written(folder: Path) -> None:
+    save_document(document(candidate("vit/fp32", 1.0, failed="no driver")), folder / "failed.json")
+    with pytest.raises(VitEdgeError, match="no frontier to draw"):
+        report("failed.json", "--png", "frontier.png")
+    assert "no driver" in (folder / "report.html").read_text("utf-8")

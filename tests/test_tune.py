@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from vitedge.pipeline import ModelSource
 from vitedge.search import Search
 from vitedge.specs import Recipe, Target
 from vitedge.tune import Budget, Told, Tuned, TuneJob, check_minutes, describe, run, rungs_of, space_of, suitable, tune
-from vitedge.workshop import Clocked, Journal, OutOfTime
+from vitedge.workshop import Clocked, Journal, Materials, OutOfTime, Workshop
+from vitedge.workspace import load_recipe, load_target
 
 pytest.importorskip("torch")
 pytest.importorskip("openvino")
@@ -276,3 +278,20 @@ def test_what_cannot_work_is_said_before_anything_is_done(
     with pytest.raises(VitEdgeError, match=message):
         tune(dataclasses.replace(job(workspace), **changes), watcher)  # type: ignore[arg-type]
     assert watcher.lines == []
+
+
+def test_what_a_damaged_journal_says_is_not_recalled(tmp_path: Path) -> None:
+    ours = Materials(ModelSource("model.py:vit"), [], [], {"int8": load_recipe("int8")}, load_target("cpu"), tmp_path)
+    workshop = Workshop(ours, Clocked(time.monotonic, lambda phase: None), time.monotonic)
+    workshop.use_space(Space(("fp32", "int8"), frozenset({"int8"})))
+    found = Found(Design("int8"), 0.5, 0.25, 0.1, 640)
+    whole = workshop.entry(found)
+    figures = ({"ratio": math.nan}, {"ratio": 0.0}, {"loss": math.inf}, {"spread": -1.0}, {"images": 0}, {"doubt": math.nan})
+    entries = [{**whole, "found": {**whole["found"], **change}} for change in figures]
+    entries += [{**whole, "took": took} for took in ({"build": "soon"}, {"build": math.nan}, {"build": 10**400}, 3)]
+    entries += [workshop.entry(dataclasses.replace(found, design=Design("int8", merged=(10**9,))))]
+    assert [workshop.recall(entry) for entry in [whole, *entries]] == [found, *[None] * len(entries)]
+    journal = Journal(tmp_path / "tune.jsonl")
+    journal.path.write_text("[" * 100_000 + "\n3\n{")
+    journal.append(whole)
+    assert journal.read() == [whole]

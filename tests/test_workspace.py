@@ -289,6 +289,18 @@ def test_a_file_does_not_take_the_place_of_a_folder(tmp_path: Path) -> None:
     assert names(tmp_path / "engine") == ["model.bin"] and names(tmp_path) == ["engine"]
 
 
+def test_a_link_stays_and_a_pipe_is_written_to(tmp_path: Path) -> None:
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "file")
+    write_file(link, "new")
+    assert link.is_symlink() and (tmp_path / "file").read_text() == "new"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_file(pipe, "all")
+    assert os.read(reader, 10) == b"all" and pipe.is_fifo()
+    os.close(reader)
+
+
 def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(VitEdgeError, match=r"^cannot write .*file/f.txt: (Not a directory|File exists)$") as caught:

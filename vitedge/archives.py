@@ -62,6 +62,9 @@ def list_tar(path: Path, is_image: Callable[[str], bool]) -> list[Member]:
                     text = read_tar(path, info.offset_data, info.size)
                     if (label := _label_of(name.suffix, text)) is not None:
                         texts[_key(info.name)] = label
+            stream.seek(archive.offset)
+            if any(stream.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+                raise tarfile.ReadError(f"the header at byte {archive.offset} is damaged")
     except TAR_ERRORS as error:
         compressed = path.suffix in (".gz", ".tgz", ".xz", ".bz2", ".zst")
         why = "it is compressed" if compressed else first_line(error)

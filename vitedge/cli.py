@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import shlex
 import sys
@@ -490,6 +491,8 @@ def common(
 
 def main() -> None:
     """Run the command line; a VitEdgeError becomes two lines on stderr and exit status 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
     try:
         app(prog_name="vitedge")
     except VitEdgeError as error:

@@ -123,9 +123,11 @@ def bench(
 ) -> None:
     """Measure latency, throughput and accuracy of engines, ONNX files and torch models side by side, in turns."""
     from vitedge import pipeline
+    from vitedge.bench.choice import check_limits
     from vitedge.bench.plan import Plan
     from vitedge.bench.report import write_outputs
 
+    check_limits(budget_ms, max_drop)
     gate, first = _gate(baseline, _percent(max_slower), max_drop)
     names = [_chosen(name) for name in (*first, *contenders)]
     inputs = [*map(Path, names), images, labels, checkpoint, preprocess, Path(baseline) if baseline else None]
@@ -145,8 +147,10 @@ def bench(
             names, files, plan, terminal, checkpoint, preprocess, throughput=throughput, gate=gate, ray=ray
         )
     choice, none_fits = _choice(document, budget_ms, None if gate else max_drop)
-    print_document(document, json_file, choice)
-    written = write_outputs([document], report=report, markdown=markdown, csv=csv, png=png, choice=choice)
+    try:
+        print_document(document, json_file, choice)
+    finally:  # what was measured is written to all that takes it
+        written = write_outputs([document], report=report, markdown=markdown, csv=csv, png=png, choice=choice)
     print_written(written, report)
     if gate:
         _pass(gate, document)

@@ -49,14 +49,15 @@ def tune(
 ) -> None:
     """Build a model in many ways, search the frontier of latency and accuracy, and choose the engine to ship."""
     from vitedge import tune as tuning
-    from vitedge.bench.choice import choose
+    from vitedge.bench.choice import check_limits, choose
     from vitedge.bench.document import save_document
     from vitedge.bench.report import write_outputs
     from vitedge.bench.tables import terminal as table
     from vitedge.pipeline import ModelSource
 
     tuning.check_minutes(minutes)
-    require_other(report, json_file, of=[images, judge, checkpoint, preprocess])
+    check_limits(budget_ms, max_drop)
+    require_other(report, json_file, of=[images, judge, labels, checkpoint, preprocess])
     source = ModelSource(model, checkpoint, preprocess)
     job = tuning.TuneJob(
         source,
@@ -81,9 +82,11 @@ def tune(
     out.print(table(documents, choice, out.width))
     print_notes(found.document.notes)
     page = report or found.folder / "tune.html"
-    write_outputs(documents, report=page, choice=choice)
-    if json_file:
-        save_document(found.document, json_file)
+    try:
+        write_outputs(documents, report=page, choice=choice)
+    finally:  # what was measured is written to all that takes it
+        if json_file:
+            save_document(found.document, json_file)
     if none_fits:
         raise none_fits
     assert choice is not None

@@ -41,7 +41,8 @@ def list_dataset(images: Path, labels: Path | None = None, notes: list[str] | No
         files = [file for shard in shards for file in _archived(shard, column)]
         table = None if column else labels
         if not files:
-            raise VitEdgeError(f"there are no images in {images}", hint="pictures in a tar are known by their suffix")
+            hint = "it has no rows" if shards[0].suffix.lower() == ".parquet" else "pictures in a tar are known by their suffix"
+            raise VitEdgeError(f"there are no images in {images}", hint=hint)
     else:
         files = list_images(images)
         table = labels or _table_in(images)

@@ -68,6 +68,12 @@ class Found:
     images: int
     doubt: float = 0.0
 
+    @property
+    def sound(self) -> bool:
+        """Whether a measurement can give these figures."""
+        spreads = 0 <= self.spread < math.inf and 0 <= self.doubt < math.inf
+        return 0 < self.ratio < math.inf and math.isfinite(self.loss) and spreads and self.images > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:

@@ -48,7 +48,9 @@ def label_files(files: Sequence[ImageFile], images: Path, table: Path, notes: li
         if (index := names.find(name)) is None:
             strangers.append(name)
         elif label and labels.setdefault(index, label) != label:
-            raise VitEdgeError(f"{table} gives {files[index].name} two labels: {labels[index]!r} and {label!r}")
+            raise VitEdgeError(
+                f"{table} gives {files[index].name} two labels: {labels[index]!r} and {label!r}", hint="leave one row"
+            )
     if len(strangers) == len(rows):
         hint = f"the images are called {_some([str(file.path.name) for file in files])}"
         raise VitEdgeError(f"no row of {table} names an image in {images}: {_some(strangers)}", hint=hint)
@@ -109,7 +111,7 @@ def _read(table: Path, names: _Names) -> Rows:
         if table.suffix == ".json":
             return list(_from_json(json.loads(text), table))
     except (ValueError, RecursionError) as error:
-        raise VitEdgeError(f"{table} is not JSON: {error}") from error
+        raise VitEdgeError(f"{table} is not JSON: {error}", hint='write {"a.jpg": "cat"}') from error
     return list(_from_cells(_cells(text, table), names, table))
 
 
@@ -162,7 +164,7 @@ def _cells(text: str, table: Path) -> list[list[str]]:
     try:
         return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark, skipinitialspace=True, strict=True)]
     except csv.Error as error:
-        raise VitEdgeError(f"{table} is not CSV: {error}") from error
+        raise VitEdgeError(f"{table} is not CSV: {error}", hint="see that every quote is closed") from error
 
 
 def _from_cells(cells: list[list[str]], names: _Names, table: Path) -> Iterator[tuple[str, str]]:

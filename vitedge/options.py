@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from vitedge.errors import VitEdgeError
-from vitedge.workspace import known_recipes, known_targets
+from vitedge.workspace import known_recipes, known_targets, writing
 
 
 def complete_recipe(typed: str) -> list[str]:
@@ -75,11 +76,29 @@ def some_seconds(given: float) -> float:
 
 
 def require_other(*outputs: Path | None, of: Sequence[Path | None]) -> None:
-    """Refuse an output that is one of the inputs, or lies in a folder that is one."""
+    """Refuse an output that is one of the inputs, lies in a folder that is one, is named twice or cannot be written."""
     inputs = [path.resolve() for path in of if path and path.exists()]
+    places = set[Path]()
     for output in filter(None, outputs):
-        place = output.resolve()
-        if output.exists() and any(path in (place, *place.parents) for path in inputs):
+        with writing(output):
+            place, there = output.resolve(), output.exists()
+        if there and any(path in (place, *place.parents) for path in inputs):
             raise VitEdgeError(
                 f"{output} is an input of this command and would be overwritten", hint="give another file to write"
             )
+        if place in places and (output.is_file() or not there):  # a device takes several
+            raise VitEdgeError(f"{output} is to hold two outputs", hint="give each its own file to write")
+        places.add(place)
+        _require_writable(output)
+
+
+def _require_writable(output: Path) -> None:
+    """Raise VitEdgeError where a file certainly cannot be written: worth knowing before anything is measured."""
+    hint = "give another file to write"
+    if output.is_dir():
+        raise VitEdgeError(f"cannot write {output}: it is a folder", hint=hint)
+    folder = next((parent for parent in output.absolute().parents if parent.exists()), Path())
+    if not folder.is_dir():
+        raise VitEdgeError(f"cannot write {output}: {folder} is not a folder", hint=hint)
+    if not os.access(output if output.exists() and not output.is_file() else folder, os.W_OK):
+        raise VitEdgeError(f"cannot write {output}: {folder} is not yours to write to", hint=hint)

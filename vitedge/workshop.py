@@ -110,7 +110,7 @@ class Journal:
         lines = self.path.read_text("utf-8", "replace").splitlines() if self.path.is_file() else []
         entries = []
         for line in lines:
-            with suppress(ValueError):  # cut short
+            with suppress(ValueError, RecursionError):  # cut short, or no line of ours
                 entries.append(json.loads(line))
         return [entry for entry in entries if isinstance(entry, dict)]
 
@@ -158,6 +158,7 @@ class Workshop:
         self._models: dict[tuple[tuple[int, ...], int], Path] = {}
         self._graphs: dict[tuple[str, tuple[int, ...], int], Path] = {}
         self._folders: dict[Design, Path] = {}
+        self._designs: frozenset[Design] | None = None
         self._points: dict[str, list[Point]] = {}
         self._work: Callable[[Sequence[int], int], float] = lambda merged, size: 1.0
 
@@ -172,8 +173,8 @@ class Workshop:
         return graph
 
     def use_space(self, space: Space) -> None:
-        """How fewer tokens shorten the steps."""
-        self._work = space.work
+        """What there is to recall, and how fewer tokens shorten the steps."""
+        self._work, self._designs = space.work, frozenset(space.designs())
 
     def journal(self) -> Journal:
         """Of this model, these images and this target: what else there is to a design, its line says."""
@@ -190,11 +191,14 @@ class Workshop:
 
     def recall(self, entry: Mapping[str, Any]) -> Found | None:
         """The trial in a line of the journal; None where it is of a recipe that has changed, or damaged."""
-        with suppress(VitEdgeError, KeyError, TypeError, AttributeError):
+        with suppress(VitEdgeError, KeyError, TypeError, AttributeError, ValueError, OverflowError):
             found = from_dict(Found, entry["found"])
-            if entry["recipe"] == self._recipe_key(found.design.recipe):
+            took = {str(name): float(value) for name, value in entry["took"].items()}
+            known = self._designs is None or found.design in self._designs
+            sound = found.sound and all(0 <= value < math.inf for value in took.values())
+            if known and sound and entry["recipe"] == self._recipe_key(found.design.recipe):
                 now = {name: value for name, value in self.took.seconds.items() if name in ("image", "measure")}
-                self.took.seconds |= {str(name): float(value) for name, value in entry["took"].items()} | now
+                self.took.seconds |= took | now
                 return found
         return None
 

@@ -173,9 +173,11 @@ def read_spec(cls: type[T], path: Path, *, named: bool = False) -> T:
 def read_json(path: Path) -> Any:
     """A JSON file; a VitEdgeError names the file where it is missing or damaged."""
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise VitEdgeError(f"cannot read {path}: {error}") from error
+        return json.loads(path.read_text("utf-8-sig"))
+    except OSError as error:
+        raise VitEdgeError(f"cannot read {path}: {error.strerror or error}", hint="see that the path is right") from error
+    except (ValueError, RecursionError) as error:
+        raise VitEdgeError(f"cannot read {path}: {error}", hint="the file is damaged, or is no JSON") from error
 
 
 def sha256(path: Path) -> str:
@@ -207,9 +209,19 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: under a temporary name, flushed to disk, then renamed."""
-    with staged(path) as temporary, temporary.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+    """Write a whole file or nothing: under a temporary name, flushed to disk, then renamed.
+
+    A link stays, and what it leads to is written; a pipe or device, such as /dev/stdout, is written to and never replaced.
+    Names of files that are not UTF-8 are written with escapes.
+    """
+    content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
+    with writing(path):
+        place = path.resolve() if path.is_symlink() else path
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(content)
+            return
+    with staged(place) as temporary, temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 

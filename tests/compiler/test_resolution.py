@@ -127,6 +127,14 @@ def test_a_size_that_the_patches_do_not_fill(fashion: tuple[ModelProto, ModelCar
     with pytest.raises(ModelError, match="30 x 20 is no multiple of the patches of 4 x 4") as caught:
         resize_input(graph.copy_of(fashion[0]), fashion[1], (30, 20))
     assert "28 x 20" in str(caught.value.hint)
+    with pytest.raises(ModelError, match="2 x 2 is no multiple") as caught:
+        resize_input(graph.copy_of(fashion[0]), fashion[1], (2, 2))
+    assert "smallest one is 4 x 4" in str(caught.value.hint)
+
+
+def test_more_patches_than_memory_holds(fashion: tuple[ModelProto, ModelCard]) -> None:
+    with pytest.raises(ModelError, match="cut into 625000000 patches, and 65536 are the most"):
+        resize_input(graph.copy_of(fashion[0]), fashion[1], (100_000, 100_000))
 
 
 class FirstRow(nn.Module):

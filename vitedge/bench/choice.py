@@ -46,7 +46,12 @@ def choose(
     points = locate(documents, batch)
     if not points:
         raise VitEdgeError("no candidate was timed to its end, so there is none to choose", hint="see the failures above")
-    _check_limits(budget_ms, max_drop, points)
+    check_limits(budget_ms, max_drop)
+    if max_drop is not None and all(point.drop is None for point in points):
+        raise VitEdgeError(
+            "neither top-1 nor agreement is known, so a largest drop chooses nothing",
+            hint="benchmark a classifier on images, or give --budget-ms alone",
+        )
     within = [point for point in points if budget_ms is None or point.timed.p50_ms <= budget_ms]
     fitting = [point for point in within if _keeps(point, max_drop, budget_ms)]
     if not fitting:
@@ -69,16 +74,12 @@ def is_choice(choice: Choice, candidate: Candidate, timed: Timed) -> bool:
     return timed is choice.timed and candidate.name == choice.candidate.name
 
 
-def _check_limits(budget_ms: float | None, max_drop: float | None, points: Sequence[Point]) -> None:
+def check_limits(budget_ms: float | None, max_drop: float | None) -> None:
+    """Raise VitEdgeError unless these can be limits: worth knowing before anything is measured."""
     if budget_ms is not None and not 0 < budget_ms < math.inf:
         raise VitEdgeError(f"a budget is some milliseconds, not {budget_ms:g}", hint="give --budget-ms a number above 0")
     if max_drop is not None and not 0 <= max_drop <= 100:
         raise VitEdgeError(f"a drop is 0 to 100 points, not {max_drop:g}", hint="give --max-drop the points that may be lost")
-    if max_drop is not None and all(point.drop is None for point in points):
-        raise VitEdgeError(
-            "neither top-1 nor agreement is known, so a largest drop chooses nothing",
-            hint="benchmark a classifier on images, or give --budget-ms alone",
-        )
 
 
 def _keeps(point: Point, max_drop: float | None, budget_ms: float | None) -> bool:

@@ -225,7 +225,7 @@ def load_document(path: Path) -> Document:
     """Read a document back; what is none, or is of a newer vitedge, is a VitEdgeError that says so."""
     content = read_json(path)
     schema = content.get("schema") if isinstance(content, dict) else None
-    if not isinstance(schema, int) or "candidates" not in content:
+    if not isinstance(schema, int) or schema < 1 or "candidates" not in content:
         raise VitEdgeError(
             f"{path} is not a benchmark of vitedge", hint="vitedge bench ENGINE... --images DIR --json FILE makes one"
         )
@@ -250,15 +250,36 @@ def _flaw(document: Document) -> str:
     for one in document.candidates:
         if one.judged and not HEXADECIMAL.fullmatch(one.judged.right):
             return f"which answers of {one.name} are right is not written in hexadecimal"
+        if one.judged and not _is_sound(one.judged):
+            return f"an accuracy of {one.name} is none, or is of a number of images that cannot be"
+        if not all(
+            0 <= value < math.inf for value in (one.size_mib, one.open_ms, one.first_ms, *(each.ms for each in one.layers))
+        ):
+            return f"a size or time of {one.name} is none"
         for timed in one.timings:
             intervals = [timed.p50, *([timed.speedup_interval] if timed.speedup_interval else [])]
             figures = [*timed.centiles_ms, timed.images_per_s, 1.0 if timed.speedup is None else timed.speedup]
             figures += [end for interval in intervals for end in (interval.low, interval.high)]
+            if any(interval.low > interval.high for interval in intervals):
+                return f"an interval of {one.name} ends before it begins"
             if len(timed.centiles_ms) != CENTILES or not all(0 < value < math.inf for value in figures) or timed.batch < 1:
                 return (
                     f"a timing of {one.name} has {len(timed.centiles_ms)} centiles of {CENTILES}, or values that no clock gives"
                 )
     return ""
+
+
+def _is_sound(judged: Judged) -> bool:
+    """Whether accuracies are percentages, of a number of images that can be."""
+    intervals = [interval for interval in (judged.top1_interval, judged.drop_interval) if interval]
+    percents = [value for value in (judged.top1, judged.top5, judged.agreement) if value is not None]
+    ends = [end for interval in intervals for end in (interval.low, interval.high)]
+    points = [*ends, *([] if judged.drop is None else [judged.drop])]
+    return (
+        0 <= judged.labelled <= judged.images
+        and all(0 <= value <= 100 for value in percents)
+        and all(math.isfinite(value) for value in points)
+    )
 
 
 def _row(candidate: Candidate, timed: Timed) -> BenchRow:

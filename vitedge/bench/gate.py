@@ -20,6 +20,7 @@ from vitedge.bench.statistics import ANOTHER_RUN
 from vitedge.errors import VitEdgeError
 
 MAX_SLOWER, MAX_DROP = 2.0, 0.2  # percent of the time, points of top-1
+MOST = 100.0  # of a logarithm: what is beyond all measure is a number all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,7 @@ def _slower_since(now: Timed, before: Timed) -> Change:
 
 def _percent(middle: float, below: float, above: float) -> Change:
     """Of a logarithm and what it may be less or more."""
-    return Change(*(100 * math.expm1(one) for one in (middle, middle - below, middle + above)))
+    return Change(*(100 * math.expm1(min(one, MOST)) for one in (middle, middle - below, middle + above)))
 
 
 def _up(value: float, interval: Interval) -> float:

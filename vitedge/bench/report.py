@@ -39,17 +39,23 @@ def write_outputs(
     """Write what is asked for, and return the paths.
 
     choice: see `choose`; by default the one without limits. Raises VitEdgeError where a file cannot be written, or Matplotlib,
-    which draws the PNG, is not installed.
+    which draws the PNG, is not installed: once all others are written.
     """
     choice = choice or usual_choice(documents)
+    texts = ((report, html), (markdown, tables.markdown), (csv, csv_text))
+    failed: list[VitEdgeError] = []
+    for path, made in texts:
+        if path:
+            try:
+                write_file(path, made(documents, choice))
+            except VitEdgeError as error:
+                failed.append(error)
     if png:
         from vitedge.bench.picture import write_png
 
         write_png(png, documents, choice)
-    texts = ((report, html), (markdown, tables.markdown), (csv, csv_text))
-    for path, made in texts:
-        if path:
-            write_file(path, made(documents, choice))
+    if failed:
+        raise failed[0]
     return [path for path in (report, markdown, csv, png) if path]
 
 

@@ -335,7 +335,9 @@ def _read_checkpoint(path: Path) -> Any:
                 f"{path} is refused: it is not a plain file of tensors and may run code when it is loaded",
                 hint="save model.state_dict() instead of the model, best as .safetensors",
             ) from error
-        raise ModelError(f"{path} is not a readable checkpoint: {first_line(error)}", hint="is it complete?") from error
+        unpickled = isinstance(error, pickle.UnpicklingError)  # torch then advises to run whatever code the file holds
+        why = "it is neither safetensors nor a state dict of torch" if unpickled else first_line(error)
+        raise ModelError(f"{path} is not a readable checkpoint: {why}", hint="is it complete?") from error
 
 
 def _is_pickle(path: Path) -> bool:

@@ -24,6 +24,8 @@ from vitedge.errors import ModelError, first_line
 from vitedge.preprocess import input_shape
 from vitedge.specs import ModelCard, TensorSpec
 
+MOST_TOKENS = 1 << 16  # of which attention alone holds 16 GiB a head
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Held:
@@ -56,7 +58,11 @@ def resize_input(model: ModelProto, card: ModelCard, size: tuple[int, int]) -> M
     if any(side % card.patch for side in size):
         below = tuple(max(card.patch, side // card.patch * card.patch) for side in size)
         what = f"{size[0]} x {size[1]} is no multiple of the patches of {card.patch} x {card.patch}"
-        raise ModelError(what, hint=f"the next smaller one is {below[0]} x {below[1]}")
+        which = "smallest" if min(size) < card.patch else "next smaller"
+        raise ModelError(what, hint=f"the {which} one is {below[0]} x {below[1]}")
+    if (tokens := (size[0] // card.patch) * (size[1] // card.patch)) > MOST_TOKENS:
+        what = f"an image of {size[0]} x {size[1]} is cut into {tokens} patches, and {MOST_TOKENS} are the most"
+        raise ModelError(what, hint=f"{card.name} was made for {card.preprocess.size[0]} x {card.preprocess.size[1]}")
     old, new = ((one[0] // card.patch, one[1] // card.patch) for one in (card.preprocess.size, size))
     card = dataclasses.replace(card, preprocess=dataclasses.replace(card.preprocess, size=size))
     _follow(model, _Grids(old, new))
