@@ -607,7 +607,7 @@ MISTAKES = {
     "no camera": (["run", "engine", "--source", "98"], "camera 98"),
     "unknown video format": (["run", "engine", "--source", "images", "--save", "out.gif"], "cannot record out.gif"),
     "batch beyond the profile": ([*BENCH, "--batch", "17"], "1 to 16 images at once, not 17"),
-    "result over a folder": ([*BENCH, "--seconds", "0.01", "--json", "empty"], "cannot write empty: Is a directory"),
+    "result over a folder": ([*BENCH, "--seconds", "0.01", "--json", "empty"], "cannot write empty: it is a folder"),
     "estimating what is missing": (["estimate", "none.onnx", "--target", "h100"], "none.onnx does not exist"),
     "estimating an unknown variant": (["estimate", "vit/int4.onnx", "--target", "h100"], "there is no ONNX file vit/int4.onnx"),
     "estimating for an unknown target": (["estimate", "fp32.onnx", "--target", "h101"], "there is no target 'h101'"),
