@@ -578,6 +578,7 @@ MISTAKES = {
     "missing judge folder": (["make", MODEL, "--images", "images", "--judge", "none"], "there is no folder none"),
     "unknown recipe": (["make", MODEL, "--images", "images", "--recipe", "int9"], "there is no recipe 'int9'"),
     "unknown target": (["make", MODEL, "--images", "images", "--target", "fpga"], "there is no target 'fpga'"),
+    "a tolerance that is no number": (["export", MODEL, "--tolerance", "nan"], "no difference is within nan"),
     "recipe with a typing mistake": (["make", MODEL, "--images", "images", "--recipe", "typo.toml"], "no key 'skipp'"),
     "recipe that is no TOML": (["make", MODEL, "--images", "images", "--recipe", "broken.toml"], "cannot read broken.toml"),
     "no model": (["make", "resnet50", "--images", "images"], "'resnet50' does not name a model"),

@@ -86,6 +86,7 @@ def test_a_tiny_model_is_tuned_killed_resumed_and_ended_by_ctrl_c(workspace: Pat
     assert variants[:3] == ["fp32", "bf16", "int8-fast"]
     assert found.tried == 3 and len(Journal(journal).read()) == 2  # the reference is measured in every run
     assert not any(one.failed for one in found.document.candidates)
+    assert all(one.layers for one in found.document.candidates)
     assert set(found.engines) == {one.name for one in found.document.candidates}
     assert all((folder / "manifest.json").is_file() for folder in found.engines.values())
     assert any("flatters" in note for note in found.document.notes)

@@ -39,6 +39,7 @@ from vitedge.options import (
     complete_target,
     require_other,
     some_seconds,
+    some_tolerance,
 )
 from vitedge.specs import MAX_BATCH, to_dict
 from vitedge.terminal import (
@@ -87,7 +88,9 @@ app = typer.Typer(
     epilog="Start with [bold]vitedge doctor[/], then [bold]vitedge make MODEL --images DIR[/].",
 )
 SIDE = "A MODEL as `vitedge export` takes it, an ONNX file, MODEL/VARIANT.onnx, an engine directory or MODEL/VARIANT"
-Tolerance = Annotated[float, typer.Option(help="How far ONNX may lie from torch, as a part of the output's range.")]
+Tolerance = Annotated[
+    float, typer.Option(help="How far ONNX may lie from torch, as a part of the output's range.", callback=some_tolerance)
+]
 MergeTokens = Annotated[
     str,
     typer.Option(metavar="R", help="Tokens that each block of a plain ViT merges, e.g. 8; 0,0,24 is 24 in every third block."),

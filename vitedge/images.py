@@ -1,4 +1,4 @@
-"""A folder of images in, decoded images out, one at a time.
+"""Image files, and members of archives, in; decoded images out, one at a time.
 
     folder  ->  [ImageFile(path, label)]  ->  a seeded, balanced sample  ->  (ImageFile, uint8[H, W, 3] RGB) ...
 
@@ -32,7 +32,7 @@ from vitedge.errors import ImageError, VitEdgeError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".png", ".webp", ".bmp", ".gif", ".jp2")
 LOOK_AHEAD = 4
-KEYED = 64
+KEYED = 64  # whose content is hashed: enough to tell other pixels under the same names
 # What damaged files make Pillow raise besides OSError; found by flipping bytes in files of each format.
 PILLOW_ERRORS = (SyntaxError, ValueError, EOFError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError)
 

@@ -75,6 +75,13 @@ def some_seconds(given: float) -> float:
     return given
 
 
+def some_tolerance(given: float) -> float:
+    """A difference that may be asked for; any other is a VitEdgeError, before minutes are spent on an export."""
+    if not given >= 0:  # also when it is NaN
+        raise VitEdgeError(f"no difference is within {given:g}", hint="give --tolerance 0, or more")
+    return given
+
+
 def require_other(*outputs: Path | None, of: Sequence[Path | None]) -> None:
     """Refuse an output that is one of the inputs, lies in a folder that is one, is named twice or cannot be written."""
     inputs = [path.resolve() for path in of if path and path.exists()]

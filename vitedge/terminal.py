@@ -109,7 +109,8 @@ def print_written(paths: Sequence[Path], report: Path | None) -> None:
         out.print(f"{'report' if path == report else 'wrote'}: {path}", markup=False, soft_wrap=True)
 
 
-def print_next_run(engine: Path, source: Path) -> None:
-    """How to see an engine at work."""
+def print_next_run(engine: Path, images: Path) -> None:
+    """How to see an engine at work: on `images`, or with a camera where they lie in an archive, which is no source."""
+    source = images if images.is_dir() else 0
     command = f"vitedge run {shlex.quote(short_path(engine))} --source {shlex.quote(str(source))}"
     err.print(f"[dim]next:   {escape(command)}[/]", soft_wrap=True)

@@ -40,7 +40,7 @@ FIRST_S = 1.5  # of judging a pair, at first and at least
 LAST_PART = 0.1  # of the time that judging a pair may take at last
 FEWEST, FEWEST_POINTS = 16, 64  # images that a trial is judged on, for noise and for points of accuracy
 RUNG = 4  # times as many images from rung to rung
-FINAL_SHARE = 0.4  # of the last part goes to judging, as much to timing; the rest is for opening
+FINAL_SHARE = 0.35  # of the last part goes to judging, as much to timing; the rest is for opening, memory and layers
 TURNS = 2.2  # times as long as its timed calls an engine takes, with what lies between turns
 LEAST_TIMED_S, MOST_TIMED_S = 0.5, 10.0
 SLACK_S = 0.5  # between a trial that ends and the next
@@ -290,7 +290,7 @@ def _finish(
     if len(files) < len(ours.judged):
         notes.append(f"time allowed for {len(files)} of {len(ours.judged)} images; `vitedge bench` takes all of them")
     seconds = min(max(each_s / TURNS, LEAST_TIMED_S), MOST_TIMED_S)
-    plan = Plan((ours.batch,), seconds=seconds, dataset=folder.resolve().name)
+    plan = Plan((ours.batch,), seconds=seconds, layers=True, dataset=folder.resolve().name)
     with open_contenders([str(path) for path in folders]) as contenders:
         document = benchmark(
             contenders, files, plan, notes=notes, progress=lambda stage, done: told.clocked.progress(done, stage)

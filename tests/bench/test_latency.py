@@ -40,7 +40,7 @@ def test_lanes_take_turns_and_the_order_is_reversed_each_round() -> None:
 def test_no_lane_has_fewer_calls_than_a_percentile_needs() -> None:
     for result in measure([lane("a"), lane("b")], seconds=0):
         assert result is not None and result.samples_ms.shape == (latency.MIN_SAMPLES,)
-        assert len(result.rounds_ms) == latency.MIN_TURNS
+        assert len(result.rounds_ms) == latency.MIN_SAMPLES // latency.TURN_CALLS
         assert result.samples_ms.dtype == np.float64
         assert (result.samples_ms > 0).all()
 
@@ -173,7 +173,11 @@ def test_a_lane_that_fails_leaves_and_the_others_finish(after: int) -> None:
     lanes = [lane("a"), Lane("broken", (failing(after),)), lane("c")]
     first, broken, last = measure(lanes, seconds=0, failed=failed)
     assert broken is None and failed == {"broken": "the device is lost"}
-    assert first is not None and last is not None and len(first.turns) == len(last.turns) == latency.MIN_TURNS
+    assert (
+        first is not None
+        and last is not None
+        and len(first.turns) == len(last.turns) == latency.MIN_SAMPLES // latency.TURN_CALLS
+    )
 
 
 def test_all_may_fail() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,7 +102,7 @@ def test_a_document_of_real_engines_holds_every_figure(made: Made, files: list[A
         assert one.open_ms > 0 and one.first_ms > 0 and one.judged and one.judged.top1 and one.judged.top1 > 80 and one.layers
         for timed in one.timings:
             assert len(timed.centiles_ms) == 101 and list(timed.centiles_ms) == sorted(timed.centiles_ms)
-            assert len(timed.rounds_ms) >= latency.MIN_TURNS and timed.p50.low < timed.p50.high
+            assert len(timed.rounds_ms) >= latency.MIN_SAMPLES // latency.TURN_CALLS and timed.p50.low < timed.p50.high
             assert (timed.end_to_end_ms is not None) == (timed.batch == timed.streams == 1)
             assert timed.images_per_s > 0 and timed.bound_ms and (timed.power_w is None) == (timed.energy_mj is None)
     assert all(timed.speedup is None for timed in first.timings)
@@ -186,8 +187,40 @@ def test_what_is_undecided_is_timed_longer_and_that_has_an_end() -> None:
         return len(asked) != 2
 
     document = benchmark([contender("a"), contender("b")], [], Plan((1, 2), seconds=1e-6), notes=[], undecided=undecided)
-    assert asked[1] == 2 * asked[0] and asked[2:] == [asked[0] * n for n in (1, 2, 3)]
-    assert [len(timed.rounds_ms) for timed in document.candidate("b").timings] == [10, 20]
+    assert asked == [asked[0] * n for n in (1, 1, 2, 3, 4)]
+    assert [len(timed.rounds_ms) for timed in document.candidate("b").timings] == [20, 5]
+
+
+def test_what_opens_quickly_is_timed_in_several_openings_as_memory_lies_elsewhere_in_each() -> None:
+    def opener(seconds: float, log: list[str]) -> Callable[[Setting], None]:
+        def opening(how: Setting) -> None:
+            time.sleep(seconds)
+            log.append("opened")
+
+        return opening
+
+    quick, slow, late = list[str](), list[str](), list[str]()
+    contenders = [contender("a", opening=opener(0.0, quick)), contender("b", opening=opener(0.2, slow)), contender("c")]
+    close, contenders[0].close = contenders[0].close, lambda: (close(), quick.append("closed"))[0]  # type: ignore[method-assign]
+    document = benchmark(contenders, [], Plan((1, 2), seconds=0.1), notes=[])
+    assert quick == ["opened", *["opened", "closed"] * (timing.OPENINGS - 1)], (
+        "the old one has its memory until the new one is open"
+    )
+    assert slow == ["opened"] and not late
+    rounds = {len(timed.rounds_ms) for one in document.finished for timed in one.timings if timed.batch == 1}
+    assert len(rounds) == 1, "rounds are of all, so that ratios can be taken"
+
+
+def test_an_engine_that_does_not_open_again_goes_on_as_it_was() -> None:
+    opened: list[Setting] = []
+
+    def once(how: Setting) -> None:
+        opened.append(how)
+        if len(opened) > 1:
+            raise MemoryError
+
+    document = benchmark([contender("a", opening=once), contender("b")], [], Plan(seconds=0.1), notes=[])
+    assert len(opened) == timing.OPENINGS and not any(one.failed for one in document.candidates)
 
 
 def test_those_that_cannot_be_told_apart_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:

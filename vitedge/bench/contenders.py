@@ -106,12 +106,12 @@ class Contender:
         return self._opened().fork()
 
     def open(self, setting: Setting = Setting()) -> None:
-        """Open it, in place of what was open, whose rows it then has in its input."""
-        rows = None if self._session is None else self._session.input.copy()
-        self.close()
-        self._session = self._opener(setting)
-        if rows is not None:
-            self._session.input[:] = rows
+        """Open it, in place of what was open, whose rows it then has in its input; that is closed last, so it lies elsewhere."""
+        before, session = self._session, self._opener(setting)
+        if before is not None:
+            session.input[:] = before.input
+            self.close()
+        self._session = session
 
     def close(self) -> None:
         """Free what it holds; a second call does nothing. It opens again where it is used again."""

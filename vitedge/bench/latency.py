@@ -25,7 +25,7 @@ from vitedge.errors import VitEdgeError, first_line
 
 TURN_S = 0.05  # long enough to run from warm caches, short beside the seconds over which a machine heats up
 TURN_CALLS = 4  # timed calls in a turn, at least; a slow engine would otherwise spend half its calls on warming up
-MIN_SAMPLES, MIN_TURNS = 20, 5  # fewer make no percentile, and no interval
+MIN_SAMPLES = 20  # fewer make no percentile
 SETTLE_S = 0.02  # before a turn: the threads of the engine before it spin for a while, looking for work
 DISTURBED = 0.05  # of all cores: a turn in which others had more is disturbed
 TICK_S = 0.02  # /proc/stat counts in hundredths of a second
@@ -122,19 +122,20 @@ def measure(
     *,
     seconds: float = 3.0,
     warmup: int = 5,
+    least: int = MIN_SAMPLES,
     progress: Callable[[float], object] | None = None,
     failed: dict[str, str] | None = None,
     energy: Callable[[], float | None] | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> list[Latency | None]:
-    """Time every lane in turns, as many of each: `seconds` of timed calls, and at least MIN_SAMPLES calls in MIN_TURNS turns.
+    """Time every lane in turns, as many of each: `seconds` of timed calls, and at least `least` calls, some in each turn.
 
     What the calls read is timed as it is: fill it with real images first where power depends on the data (GPUs). Disturbed
     turns are taken again for up to `seconds` more a lane, then kept and counted. progress: called after each round with the
     finished part of the work, 0 to 1. failed: receives why a lane raised, whose result is None; without it, the error is
     raised. energy: joules used since it was last called. A clock that stands still is a VitEdgeError.
     """
-    runners = [_Runner(lane, seconds, energy, clock) for lane in lanes]
+    runners = [_Runner(lane, seconds, least, energy, clock) for lane in lanes]
     running = [runner for runner in runners if runner.tried(failed, runner.warm_up, warmup)]
     reverse = False
     while running and min(runner.finished for runner in running) < 1:
@@ -236,8 +237,8 @@ def _together(streams: Sequence[_Stream], seconds: float) -> float:
 class _Runner:
     """The turns of one lane so far, and the time left to it for taking disturbed ones again."""
 
-    def __init__(self, lane: Lane, seconds: float, energy: Callable[[], float | None] | None, clock: Clock) -> None:
-        self._lane, self._energy, self._clock = lane, energy, clock
+    def __init__(self, lane: Lane, seconds: float, least: int, energy: Callable[[], float | None] | None, clock: Clock) -> None:
+        self._lane, self._least, self._energy, self._clock = lane, least, energy, clock
         self._turns: list[Turn] = []
         self._seconds = self._patience_s = seconds
         self._calls, self._spent_ms = 0, 0.0
@@ -276,7 +277,7 @@ class _Runner:
     def finished(self) -> float:
         """Which part of its calls and its time the lane has had, 0 to 1."""
         timed = self._spent_ms / 1000 / self._seconds if self._seconds > 0 else 1.0
-        return min(1.0, self._calls / MIN_SAMPLES, len(self._turns) / MIN_TURNS, timed)
+        return min(1.0, self._calls / self._least, len(self._turns) * TURN_CALLS / self._least, timed)
 
     def _turn(self) -> Turn:
         return take_turn(self._lane.calls, TURN_S, self._energy, self._clock)

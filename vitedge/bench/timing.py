@@ -1,15 +1,19 @@
 """Entries in, their timings out: in every setting and batch of a Plan, side by side in turns.
 
-    [Entry, ...]  ->  opened with a Setting  ->  lanes of calls  ->  latency.py  ->  Timed, in each entry
-                                                                 ->  sentences on what disturbed it
+    [Entry, ...]  ->  opened with a Setting, again and again  ->  lanes of calls  ->  latency.py  ->  Timed, in each entry
+                                                                              ->  sentences on what disturbed it
 
-Whoever fails on the way leaves; the others go on. Knows nothing of accuracies.
+An engine is faster or slower by some percent for as long as it is open, by where in memory it lies; the next run of the same
+benchmark finds it elsewhere. So each is opened several times, and the intervals know how far that goes. Whoever fails on the way
+leaves; the others go on. Knows nothing of accuracies.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +23,7 @@ from numpy.typing import NDArray
 from vitedge.bench.contenders import Contender, Setting
 from vitedge.bench.document import Conditions, Timed
 from vitedge.bench.energy import Meter
-from vitedge.bench.latency import Call, Lane, Latency, measure
+from vitedge.bench.latency import MIN_SAMPLES, Call, Lane, Latency, measure
 from vitedge.bench.plan import Entry, Plan, Progress, Undecided, remaining
 from vitedge.bench.roofline import engine_bound_ms
 from vitedge.bench.statistics import median_interval, speedup
@@ -28,6 +32,7 @@ from vitedge.images import ImageFile, stream
 
 ROUGH = 0.1  # of the turns: where others disturbed more, the times deserve a note
 END_TO_END = 0.25  # of the seconds of a batch go to timing a picture's way from decoded to answered
+OPENINGS = 5  # of an engine, among which the seconds of a batch are divided; not of what takes longer to open than to time
 LONGER = 3  # times at most that a timing which decides nothing is taken once more
 
 
@@ -58,41 +63,71 @@ class Timer:
                 for entry in remaining(self._entries):
                     with entry.doing(f"opening with {_told(setting)}"):
                         entry.contender.open(setting)
-            for batch in self._plan.batches:
-                self._time(setting, batch)
+            self._time(setting)
         if self._plan.seconds <= 0:  # of which nobody expects exact times
             return []
         return [*_disturbances(self._latencies), *self._watch.findings(), *_alike(self._entries)]
 
-    def _time(self, setting: Setting, batch: int) -> None:
-        stage = ", ".join(filter(None, ("latency", f"batch {batch}", "" if setting == Setting() else _told(setting))))
-        lanes = {entry.name: _lane(entry.contender, batch, setting) for entry in remaining(self._entries)}
-        found = self._measure(lanes, self._plan.seconds, stage)
-        timed = self._timed(found, setting)
-        for _ in range(LONGER):
-            if self._plan.seconds <= 0 or not timed or not self._undecided(timed):
+    def _time(self, setting: Setting) -> None:
+        """All batches in one setting."""
+        found: dict[int, dict[str, Latency]] = {batch: {} for batch in self._plan.batches}
+        wanted = self._plan.batches
+        for part in range(OPENINGS * (1 + LONGER)):
+            if part:
+                self._open_elsewhere(setting, turned=bool(part % 2))
+            for batch in wanted:
+                found[batch] = self._more(found[batch], setting, batch, part)
+            if (part + 1) % OPENINGS == 0:
+                wanted = tuple(batch for batch in wanted if self._needs_more(found[batch], setting))
+            if not wanted:
                 break
-            more = self._measure({name: lanes[name] for name in found}, self._plan.seconds, f"{stage}, continued")
-            found = {name: replace(one, turns=found[name].turns + one.turns) for name, one in more.items()}
-            timed = self._timed(found, setting)
-        self._latencies += found.values()
-        if batch == 1 and setting.streams == 1 and self._picture is not None:
-            lanes = {entry.name: _way(entry.contender, self._picture) for entry in self._entries if entry.name in found}
-            ways = self._measure(lanes, self._plan.seconds * END_TO_END, f"{stage}, end to end")
-            timed = {name: replace(one, end_to_end_ms=ways[name].centiles_ms[50]) for name, one in timed.items() if name in ways}
-        for entry in self._entries:
-            if not entry.failed and entry.name in timed:
+        for batch, latencies in found.items():
+            timed = self._timed(latencies, setting)
+            self._latencies += [latencies[name] for name in timed]
+            if batch == 1 and setting.streams == 1 and self._picture is not None:
+                timed = self._end_to_end(timed, _stage(setting, batch), self._picture)
+            for entry in remaining(self._entries):
                 entry.timings.append(timed[entry.name])
 
-    def _measure(self, lanes: Mapping[str, Lane], seconds: float, stage: str) -> dict[str, Latency]:
-        """What was timed of those that did not fail meanwhile, by name."""
+    def _open_elsewhere(self, setting: Setting, *, turned: bool) -> None:
+        """Open anew what is quickly opened, while the old one still has its memory. turned: the last one first."""
+        here = remaining(self._entries)
+        for entry in here[::-1] if turned else here:
+            if entry.open_ms <= 1000 * self._plan.seconds:
+                with suppress(Exception):  # for want of memory: the old one goes on
+                    entry.contender.open(setting)
+
+    def _more(self, before: Mapping[str, Latency], setting: Setting, batch: int, part: int) -> dict[str, Latency]:
+        """What was timed of a batch by now, with one more part of it."""
+        lanes = {entry.name: _lane(entry.contender, batch, setting) for entry in remaining(self._entries)}
+        again, number = divmod(part, OPENINGS)
+        stage = _stage(setting, batch) + ", continued" * bool(again)
+        found = self._measure(lanes, self._plan.seconds / OPENINGS, stage, (number / OPENINGS, 1 / OPENINGS))
+        return {name: replace(one, turns=before[name].turns + one.turns) if part else one for name, one in found.items()}
+
+    def _needs_more(self, found: Mapping[str, Latency], setting: Setting) -> bool:
+        """Whether more time is to tell what this did not."""
+        return self._plan.seconds > 0 and self._undecided(self._timed(found, setting))
+
+    def _end_to_end(self, timed: Mapping[str, Timed], stage: str, picture: NDArray[Any]) -> dict[str, Timed]:
+        """The timings with how long a picture takes from decoded to answered."""
+        lanes = {entry.name: _way(entry.contender, picture) for entry in remaining(self._entries)}
+        ways = self._measure(lanes, self._plan.seconds * END_TO_END, f"{stage}, end to end")
+        return {name: replace(timed[name], end_to_end_ms=way.centiles_ms[50]) for name, way in ways.items()}
+
+    def _measure(
+        self, lanes: Mapping[str, Lane], seconds: float, stage: str, part: tuple[float, float] = (0.0, 1.0)
+    ) -> dict[str, Latency]:
+        """What was timed of those that did not fail meanwhile, by name. part: what of the stage was done before, and this is."""
+        before, share = part
 
         def told(done: float) -> None:
             self._watch.look()
-            self._progress(stage, done)
+            self._progress(stage, before + share * done)
 
         failed: dict[str, str] = {}
-        found = measure(list(lanes.values()), seconds=seconds, failed=failed, progress=told, energy=self._energy)
+        least = math.ceil(MIN_SAMPLES * share)
+        found = measure(list(lanes.values()), seconds=seconds, least=least, failed=failed, progress=told, energy=self._energy)
         for entry in self._entries:
             if entry.name in failed:
                 entry.leave(f"timing ({stage})", failed[entry.name])
@@ -100,11 +135,11 @@ class Timer:
         return {name: latency for name, latency in zip(lanes, found, strict=True) if latency}
 
     def _timed(self, found: Mapping[str, Latency], setting: Setting) -> dict[str, Timed]:
-        reference = next(iter(found.values()), None)
-        entries = [entry for entry in self._entries if entry.name in found]
-        return {
-            entry.name: _timed(entry.contender, setting, found[entry.name], None if found[entry.name] is reference else reference)
-            for entry in entries
+        """Of those that have not failed, the first of which is the reference."""
+        first, *others = remaining(self._entries)
+        reference = found[first.name]
+        return {first.name: _timed(first.contender, setting, reference, None)} | {
+            entry.name: _timed(entry.contender, setting, found[entry.name], reference) for entry in others
         }
 
 
@@ -112,6 +147,10 @@ def conditions_of(contenders: Sequence[Contender], plan: Plan) -> list[Condition
     """The conditions that the timings of these will have (see `Timed`), each once."""
     found = itertools.product(contenders, plan.settings, plan.batches)
     return list(dict.fromkeys((batch, _threads(one, how), how.streams) for one, how, batch in found))
+
+
+def _stage(setting: Setting, batch: int) -> str:
+    return ", ".join(filter(None, ("latency", f"batch {batch}", "" if setting == Setting() else _told(setting))))
 
 
 def _threads(contender: Contender, setting: Setting) -> int | None:
