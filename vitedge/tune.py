@@ -33,15 +33,15 @@ from vitedge.specs import ModelCard, Recipe, Target
 from vitedge.workshop import REFERENCE, Clocked, Journal, Materials, OutOfTime, Workshop
 from vitedge.workspace import known_recipes, load_recipe, load_target
 
-FINAL = 0.25  # of the time, kept for measuring the finalists
-FINALISTS = 10
+FINAL = 0.3  # of the time, kept for measuring the finalists
+FINALISTS = 8
 HURRY_S = 20.0  # for the finalists after Ctrl-C
 FIRST_S = 1.5  # of judging a pair, at first and at least
 LAST_PART = 0.1  # of the time that judging a pair may take at last
 FEWEST, FEWEST_POINTS = 16, 64  # images that a trial is judged on, for noise and for points of accuracy
 RUNG = 4  # times as many images from rung to rung
 FINAL_SHARE = 0.35  # of the last part goes to judging, as much to timing; the rest is for opening, memory and layers
-TURNS = 2.2  # times as long as its timed calls an engine takes, with what lies between turns
+TURNS = 4.0  # times as long as its timed calls an engine takes, with what lies between turns, and opened several times
 LEAST_TIMED_S, MOST_TIMED_S = 0.5, 10.0
 SLACK_S = 0.5  # between a trial that ends and the next
 CUTS = (0.1, 0.2, 0.3, 0.4, 0.5)  # parts of all tokens that merging leaves out
