@@ -23,7 +23,7 @@ from vitedge.errors import VitEdgeError
 from vitedge.pipeline import ModelSource
 from vitedge.search import Search
 from vitedge.specs import Recipe, Target
-from vitedge.tune import Budget, Told, Tuned, TuneJob, check_minutes, describe, run, rungs_of, space_of, suitable, tune
+from vitedge.tune import FINAL, Budget, Told, Tuned, TuneJob, check_minutes, describe, run, rungs_of, space_of, suitable, tune
 from vitedge.workshop import Clocked, Journal, Materials, OutOfTime, Workshop
 from vitedge.workspace import load_recipe, load_target
 
@@ -163,7 +163,7 @@ def fake_run(seconds: float, tmp_path: Path, fake: Fake) -> tuple[Search, Silent
 def test_a_trial_that_takes_too_long_is_broken_off_where_the_last_part_begins(tmp_path: Path) -> None:
     fake = Fake()
     search, watcher, _, hurried = fake_run(30, tmp_path, fake)
-    assert 0.75 * 30 < fake.now <= 0.75 * 30 + 1.5 and not hurried
+    assert (1 - FINAL) * 30 < fake.now <= (1 - FINAL) * 30 + 1.5 and not hurried
     assert "not finished, as the time is up" in watcher.lines[-1]
     assert len(Journal(tmp_path / "journal.jsonl").read()) == len(search.found) - 1
     fake.told.clocked.progress(0.5)  # the finalists are measured whatever the time is  # type: ignore[union-attr]
