@@ -46,6 +46,27 @@ def test_nine_of_ten_pairs_of_runs_lie_within_each_others_interval(noise: Noise)
     assert np.mean([interval.high / interval.low for _, interval in runs]) < 1.2, "an interval that says nothing is no feat"
 
 
+OPENINGS = 8
+
+
+def opened_elsewhere(random: np.random.Generator) -> NDArray[np.float64]:
+    """Logarithms of the times of ROUNDS rounds, some percent of which are those of where an engine lay in memory."""
+    return np.repeat(random.normal(0, 0.03, OPENINGS), ROUNDS // OPENINGS) + random.normal(0, 0.01, ROUNDS // OPENINGS * OPENINGS)
+
+
+def test_the_interval_knows_that_openings_differ() -> None:
+    random = np.random.default_rng(5)
+    openings = [ROUNDS // OPENINGS] * OPENINGS
+    every = [np.exp(opened_elsewhere(random)) for _ in range(RUNS)]
+    runs = [speedup(np.ones(len(times)), times, openings=openings) for times in every]
+    pairs = list(itertools.combinations(runs, 2))
+    held = sum(inside(one, theirs) and inside(other, mine) for (one, mine), (other, theirs) in pairs)
+    assert held / len(pairs) >= 0.9
+    alone = [speedup(np.ones(openings[0]), times[: openings[0]]) for times in every]
+    fooled = sum(inside(one, theirs) and inside(other, mine) for (one, mine), (other, theirs) in itertools.combinations(alone, 2))
+    assert fooled / len(pairs) < 0.6, "one opening does not tell what the next one finds"
+
+
 def inside(value: float, interval: Interval) -> bool:
     return interval.low <= value <= interval.high
 

@@ -67,10 +67,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Latency:
-    """Every timed call of one lane."""
+    """Every timed call of one lane. openings: of its engine, if there were several: how many turns each had."""
 
     batch: int
     turns: tuple[Turn, ...]
+    openings: tuple[int, ...] = ()
+
+    def __add__(self, other: Latency) -> Latency:
+        """The turns of both, `other` being of an opening of its own."""
+        return Latency(self.batch, self.turns + other.turns, self.openings + other.openings)
 
     @property
     def samples_ms(self) -> NDArray[np.float64]:
@@ -271,7 +276,7 @@ class _Runner:
 
     def latency(self) -> Latency:
         """What it has had."""
-        return Latency(self._lane.batch, tuple(self._turns))
+        return Latency(self._lane.batch, tuple(self._turns), (len(self._turns),))
 
     @property
     def finished(self) -> float:

@@ -32,7 +32,7 @@ from vitedge.images import ImageFile, stream
 
 ROUGH = 0.1  # of the turns: where others disturbed more, the times deserve a note
 END_TO_END = 0.25  # of the seconds of a batch go to timing a picture's way from decoded to answered
-OPENINGS = 5  # of an engine, among which the seconds of a batch are divided; not of what takes longer to open than to time
+OPENINGS = 8  # of an engine, among which the seconds of a batch are divided; not of what takes longer to open than to time
 LONGER = 3  # times at most that a timing which decides nothing is taken once more
 
 
@@ -103,7 +103,7 @@ class Timer:
         again, number = divmod(part, OPENINGS)
         stage = _stage(setting, batch) + ", continued" * bool(again)
         found = self._measure(lanes, self._plan.seconds / OPENINGS, stage, (number / OPENINGS, 1 / OPENINGS))
-        return {name: replace(one, turns=before[name].turns + one.turns) if part else one for name, one in found.items()}
+        return {name: before[name] + one if part else one for name, one in found.items()}
 
     def _needs_more(self, found: Mapping[str, Latency], setting: Setting) -> bool:
         """Whether more time is to tell what this did not."""
@@ -188,7 +188,7 @@ def _timed(contender: Contender, setting: Setting, latency: Latency, reference: 
         disturbed=latency.disturbed,
         centiles_ms=latency.centiles_ms,
         jitter_ms=latency.jitter_ms,
-        p50=median_interval(latency.rounds_ms, _disturbed(latency)),
+        p50=median_interval(latency.rounds_ms, _disturbed(latency), latency.openings),
         images_per_s=latency.images_per_s,
         bound_ms=engine_bound_ms(manifest, latency.batch) if manifest else None,
         power_w=watts,
@@ -197,7 +197,7 @@ def _timed(contender: Contender, setting: Setting, latency: Latency, reference: 
     if reference is None:
         return timed
     disturbed = max(_disturbed(reference), _disturbed(latency))
-    ratio, interval = speedup(reference.rounds_ms, latency.rounds_ms, disturbed)
+    ratio, interval = speedup(reference.rounds_ms, latency.rounds_ms, disturbed, latency.openings)
     return replace(timed, speedup=ratio, speedup_interval=interval)
 
 
