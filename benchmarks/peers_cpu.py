@@ -233,13 +233,15 @@ def peer(name: str, build: Callable[[Subject, ExitStack], Candidate], subject: S
         name=name, model=card.name, variant="int8" if name.endswith("int8") else "fp32", runtime=name.split()[0]
     )
     try:
-        candidate = build(subject, stack)
+        precision = build(subject, stack).precision
     except ModuleNotFoundError as error:
         raise VitEdgeError(f"{name} needs the package {error.name!r}", hint="pip install -e '.[bench]'") from error
-    facts = replace(facts, float_type=candidate.precision.split(", ")[-1], image=card.preprocess.size)
-    pixels = np.zeros((1, *card.preprocess.size, card.preprocess.channels), np.uint8)
-    session = Pixels(candidate, card, subject.images, pixels)
-    return Contender(Origin(name, name, max_batch=1), facts, card, lambda setting: session)
+    facts = replace(facts, float_type=precision.split(", ")[-1], image=card.preprocess.size)
+    shape = (1, *card.preprocess.size, card.preprocess.channels)
+    return Contender(
+        Origin(name, name, max_batch=1), facts, card,
+        lambda setting: Pixels(build(subject, stack), card, subject.images, np.zeros(shape, np.uint8)),
+    )  # fmt: skip
 
 
 def ratios(found: bench.Document) -> dict[str, tuple[float, float, float]]:

@@ -211,6 +211,13 @@ def test_what_opens_quickly_is_timed_in_several_openings_as_memory_lies_elsewher
     assert len(rounds) == 1, "rounds are of all, so that ratios can be taken"
 
 
+def test_what_compiles_in_its_first_call_is_opened_once() -> None:
+    opened, first = list[Setting](), [0.2]
+    compiling = contender("a", lambda: time.sleep(first.pop()) if first else None, opened.append)
+    benchmark([compiling, contender("b")], [], Plan(seconds=0.1), notes=[])
+    assert len(opened) == 1
+
+
 def test_an_engine_that_does_not_open_again_goes_on_as_it_was() -> None:
     opened: list[Setting] = []
 
