@@ -381,6 +381,32 @@ def scale_row(row: dict[str, Any], speeds: Mapping[tuple[str, str, int], float])
     ]
 
 
+def trust(document: dict[str, Any]) -> str:
+    """The table of trust.py: what a benchmark promises, and how often that held."""
+    pairs, alarms, slowed = (document[key] for key in ("pairs", "false_alarms", "slowed"))
+    rows = [
+        ["what", "found"],
+        [
+            "of two runs, each one's speed-up lies in the other's interval",
+            f"{pairs['held']} of {pairs['pairs']} pairs, intervals of ±{pairs['interval_percent']:.1f} %",
+        ],
+        [
+            f"an engine that a sleep makes {slowed['percent']:g} % slower is caught",
+            f"{slowed['caught']} of {slowed['runs']} runs",
+        ],
+        ["false alarms without it", f"{alarms['alarms']} in {alarms['runs']} runs"],
+        *(
+            [f"calls of {one['engine']}: their time over that by another clock around them", f"{one['bench_to_outside']:.4f}"]
+            for one in document["outside"]
+        ),
+        *(
+            [f"top-1 of {one['engine']}, and by OpenVINO and Pillow alone", f"{one['bench']:.2f}, {one['script']:.2f} %"]
+            for one in document["independent"]
+        ),
+    ]
+    return f"{markdown(rows)}\n{place({**document['environment'], 'command': document['command']})}\n"
+
+
 def overhead(document: dict[str, Any]) -> str:
     """The table of overhead.py: the bare call, and what a frame needs on top of it."""
     stages, memory = document["stages_ms"], document["memory"]
@@ -534,6 +560,7 @@ TABLES = {
     "batching": Table("batching", batching, "docs/runtime.md"),
     "scale": Table("scale", scale, "docs/scale.md"),
     "token_merging": Table("token_merging", token_merging, "docs/token-merging.md"),
+    "trust": Table("trust", trust, "docs/benchmarks.md"),
     "viewers": Table("viewers", viewers, "docs/web.md"),
     "rtx_builds": Table("rtx_builds", rtx_builds),
     "rtx_builds_all": Table("rtx_builds", rtx_table, "docs/tensorrt.md"),

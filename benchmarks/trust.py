@@ -153,7 +153,7 @@ def _pairs(runs: Sequence[Any]) -> dict[str, Any]:
     widths = [100 * math.sqrt(interval.high / interval.low) - 100 for _, interval in ratios]
     return {
         "pairs": len(pairs),
-        "each_in_the_other's": inside,
+        "held": inside,
         "speedups": [ratio for ratio, _ in ratios],
         "interval_percent": median(widths),
     }

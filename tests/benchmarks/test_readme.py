@@ -23,6 +23,7 @@ from benchmarks.readme import (
     rewrite,
     rtx_table,
     scale,
+    trust,
     viewers,
 )
 from vitedge.bench.document import Candidate, Document, Interval, Judged, Timed, rows_of
@@ -291,6 +292,22 @@ def test_scale_divides_by_one_worker_and_by_one_process() -> None:
     assert lines[4] == ["judge vit", "2", "1000", "10.0", "120.0", "2.00", "1.20", "80", "1", "**no**"]
     assert "4 to 4 s" in table
     assert lines[-1] == ["judge vit", "138.9 min", "17.4 min", "4.3 min", "1.1 min", "15.4 MB/s"]  # at 60 images a second each
+
+
+def test_trust_is_shown_with_what_was_promised() -> None:
+    found = {
+        "environment": OVERHEAD["environment"],
+        "command": "vitedge bench a b",
+        "pairs": {"pairs": 10, "held": 9, "interval_percent": 2.345},
+        "false_alarms": {"runs": 20, "alarms": 0},
+        "slowed": {"percent": 5.0, "runs": 10, "caught": 10},
+        "outside": [{"engine": "vit/int8", "bench_to_outside": 1.00072}],
+        "independent": [{"engine": "vit/int8", "bench": 90.03, "script": 90.03}],
+    }
+    table = trust(found)
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 5 and {len(row) for row in rows} == {2}
+    assert "9 of 10 pairs, intervals of ±2.3 %" in table and "0 in 20 runs" in table and "`vitedge bench a b`" in table
 
 
 def test_a_document_of_bench_gives_the_table_that_its_rows_do() -> None:

@@ -103,7 +103,7 @@ class Timer:
         again, number = divmod(part, OPENINGS)
         stage = _stage(setting, batch) + ", continued" * bool(again)
         found = self._measure(lanes, self._plan.seconds / OPENINGS, stage, (number / OPENINGS, 1 / OPENINGS))
-        return {name: before[name] + one if part else one for name, one in found.items()}
+        return {name: before[name] + one if before else one for name, one in found.items()}
 
     def _needs_more(self, found: Mapping[str, Latency], setting: Setting) -> bool:
         """Whether more time is to tell what this did not."""
