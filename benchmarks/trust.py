@@ -163,7 +163,7 @@ def _outside(folder: Path) -> dict[str, Any]:
     """The time of a call as a turn measures it, over that by the hardware's own clock, which nobody adjusts, around the call."""
     command = [sys.executable, "-c", STAMPED, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    return {"engine": f"{folder.parent.name}/{folder.name}", "bench_to_outside": float(done.stdout)}
+    return {"engine": f"{folder.parent.name}/{folder.name.rpartition('-')[0]}", "bench_to_outside": float(done.stdout)}
 
 
 def _independent() -> list[dict[str, Any]]:
