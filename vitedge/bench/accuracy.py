@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from vitedge.runtime.engine import Engine
 
-PART = 256  # files that are judged, and sent to a worker, as one
+PART = 64  # files that are judged, and sent to a worker, as one: few enough that a few hundred images keep several busy
 PICTURE_SIDE = 96  # pixels of the longer side of a picture in a report
 PICTURE_BYTES = 3000  # of its JPEG at most; base64 makes 4000 of them
 
