@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,23 @@ def test_blocks_are_found_under_the_names_of_other_libraries(pattern: str, atten
 def test_several_linears_or_convolutions_behind_the_blocks_are_a_decoder() -> None:
     placed = place([layer("b.0.attn/Softmax", "attention"), layer("up.0", "convolution"), layer("up.1", "convolution")])
     assert [entry.part for entry in placed] == ["attention", "decoder", "decoder"]
+
+
+def test_an_attention_is_of_its_own_block_whatever_it_reads_of_a_merge_before_it() -> None:
+    def block(number: int, *read: str) -> list[Layer]:
+        attention = replace(layer(f"b.{number}.attn/Softmax", "attention"), origins=(*read, f"b.{number}.attn/Softmax"))
+        return [
+            layer(f"b.{number}.qkv", "linear"),
+            attention,
+            layer(f"b.{number}.proj", "linear"),
+            layer(f"b.{number}.fc", "linear"),
+        ]
+
+    merge = layer("b.0.attn.merge/likeness", "product")
+    placed = place([*block(0), merge, *block(1, "b.0.attn.merge/sizes"), layer("norm/restored", "product")])
+    parts = ["q/k/v", "attention", "proj", "fc2"]
+    assert [entry.part for entry in placed] == [*parts, "merging", *parts, "head"]
+    assert [entry.block for entry in placed] == ["b.0"] * 5 + ["b.1"] * 4 + ["head"]
 
 
 def test_a_model_without_attention_is_explained_all_the_same() -> None:

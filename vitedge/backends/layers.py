@@ -60,7 +60,12 @@ class Profile:
 
 def merges(layer: Layer) -> bool:
     """Whether a layer does nothing but merge tokens (see compiler/merging.py)."""
-    return bool(layer.origins) and all(module(node).endswith(MERGE) for node in layer.origins)
+    return bool(layer.origins) and all(map(is_merge, layer.origins))
+
+
+def is_merge(node: str) -> bool:
+    """Whether an ONNX node is part of a merge of tokens."""
+    return module(node).endswith(MERGE)
 
 
 def operator(node: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.backends import load_backend
-from vitedge.backends.layers import QDQ, Layer, Profile, merges, module, operator
+from vitedge.backends.layers import QDQ, Layer, Profile, is_merge, merges, module, operator
 from vitedge.errors import EngineError
 from vitedge.runtime.engine import open_engine
 from vitedge.specs import Manifest
@@ -191,8 +191,11 @@ def _blocks(layers: Iterable[Layer]) -> list[str]:
 
 
 def _block(layer: Layer, blocks: Sequence[str]) -> str:
-    """The block that a layer's Linears, or else its other nodes, belong to; "" if to none."""
-    for node in (*layer.linears, *layer.origins):
+    """The block that a layer's Linears, or else its other nodes, belong to; "" if to none.
+
+    Nodes of a merge come last: what they find out, an attention of each later block reads.
+    """
+    for node in (*layer.linears, *sorted(layer.origins, key=is_merge)):
         for block in blocks:
             if node == block or node.startswith((f"{block}.", f"{block}/")):
                 return block
@@ -321,7 +324,7 @@ def _before(placed: Sequence[Placed], index: int) -> str:
 
 def _attention(placed: Sequence[Placed], tell: _Teller) -> Iterable[str]:
     """Whether attention is one kernel, or products and a softmax."""
-    entries = [one for one in placed if one.layer.kind in ("attention", "product", "softmax") and one.part != "merging"]
+    entries = [one for one in placed if one.layer.kind in ("attention", "product", "softmax") and one.part == "attention"]
     fused = [entry.layer for entry in entries if entry.layer.kind == "attention"]
     loose = [entry.layer for entry in entries if entry.layer.kind != "attention"]
     blocks = len({entry.block for entry in entries})
