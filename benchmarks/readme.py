@@ -146,9 +146,9 @@ def peers_caption(document: dict[str, Any]) -> str:
     images = max(one["images"] for one in judged)
     return (
         f"● no other is as fast and as accurate. Medians at batch {document['batch']}, {document['seconds']:g} s an engine, in "
-        f"turns; in brackets the {document['interval']} interval of the ratio. SQNR: of {images} images that calibration never "
-        f"saw, against torch in FP32; of random weights it tells of the arithmetic alone. {where['machine']}, {where['cores']} "
-        f"cores ({where['int8']}), {where['date']}; {packages}. `{where['command']}`"
+        f"turns, one run a model; in brackets the {document['interval']} interval of the ratio by its rounds. SQNR: of {images} "
+        f"images that calibration never saw, against torch in FP32; of random weights it tells of the arithmetic alone. {where['machine']}, {where['cores']} "
+        f"cores ({where['int8']}), {where['date']}; {packages}. The last run: `{where['command']}`"
     )
 
 

@@ -110,7 +110,9 @@ def print_written(paths: Sequence[Path], report: Path | None) -> None:
 
 
 def print_next_run(engine: Path, images: Path) -> None:
-    """How to see an engine at work: on `images`, or with a camera where they lie in an archive, which is no source."""
-    source = images if images.is_dir() else 0
+    """How to see an engine at work: on `images`, or with a camera where they are an archive, which is no source."""
+    from vitedge.images import is_image
+
+    source = images if images.is_dir() or is_image(images.name) else 0
     command = f"vitedge run {shlex.quote(short_path(engine))} --source {shlex.quote(str(source))}"
     err.print(f"[dim]next:   {escape(command)}[/]", soft_wrap=True)

@@ -105,13 +105,20 @@ class Contender:
         """Another session of it with an input of its own; the two may run at once, in a thread each."""
         return self._opened().fork()
 
-    def open(self, setting: Setting = Setting()) -> None:
-        """Open it, in place of what was open, whose rows it then has in its input; that is closed last, so it lies elsewhere."""
-        before, session = self._session, self._opener(setting)
-        if before is not None:
-            session.input[:] = before.input
+    def open(self, setting: Setting = Setting(), *, elsewhere: bool = False) -> None:
+        """Open it, in place of what was open, whose rows it then has in its input.
+
+        elsewhere: in other memory, for which what was open is closed last, and stays where the new one does not open.
+        """
+        rows = None if self._session is None else self._session.input.copy()
+        if not elsewhere:
             self.close()
-        self._session = session
+        session = self._opener(setting)
+        if rows is not None:
+            session.input[:] = rows
+        before, self._session = self._session, session
+        if before is not None:
+            before.close()
 
     def close(self) -> None:
         """Free what it holds; a second call does nothing. It opens again where it is used again."""

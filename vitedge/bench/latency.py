@@ -67,14 +67,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Latency:
-    """Every timed call of one lane. openings: of its engine, if there were several: how many turns each had."""
+    """Every timed call of one lane. openings: how many of the turns, in order, were taken before it was opened anew."""
 
     batch: int
     turns: tuple[Turn, ...]
     openings: tuple[int, ...] = ()
 
     def __add__(self, other: Latency) -> Latency:
-        """The turns of both, `other` being of an opening of its own."""
+        """The turns of both, between which it was opened anew."""
         return Latency(self.batch, self.turns + other.turns, self.openings + other.openings)
 
     @property

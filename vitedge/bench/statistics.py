@@ -6,10 +6,9 @@
 The calls within a round share what the machine did in that moment, and neighbouring rounds share much of it: so what is drawn
 again and again are blocks of neighbouring rounds (the circular block bootstrap of Politis and Romano, 1992). The rounds of one
 opening share where the engine lay in memory, too: of several openings, their medians are a sample of their own, with Student's t.
-An interval is as
-wide as it takes for the figure of *another* run of the same length to lie in it with 95 % confidence, and so by the square
-root of 2 wider than one for the true value. Rounds that other processes disturbed tell little of what another run, disturbed by
-others, will find: where all are, an interval is twice as wide. Knows nothing of what was measured.
+An interval is as wide as it takes for the figure of *another* run of the same length to lie in it with 95 % confidence, and so by
+the square root of 2 wider than one for the true value. Rounds that other processes disturbed tell little of what another run,
+disturbed by others, will find: where all are, an interval is twice as wide. Knows nothing of what was measured.
 """
 
 from __future__ import annotations

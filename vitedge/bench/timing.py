@@ -94,8 +94,8 @@ class Timer:
         here = remaining(self._entries)
         for entry in here[::-1] if turned else here:
             if entry.open_ms + entry.first_ms <= 1000 * self._plan.seconds:  # the first call of torch.compile compiles
-                with suppress(Exception):  # for want of memory: the old one goes on
-                    entry.contender.open(setting)
+                with suppress(Exception):  # there may be no memory for two: the old one goes on
+                    entry.contender.open(setting, elsewhere=True)
 
     def _more(self, before: Mapping[str, Latency], setting: Setting, batch: int, part: int) -> dict[str, Latency]:
         """What was timed of a batch by now, with one more part of it."""
@@ -116,14 +116,17 @@ class Timer:
         return {name: replace(timed[name], end_to_end_ms=way.centiles_ms[50]) for name, way in ways.items()}
 
     def _measure(
-        self, lanes: Mapping[str, Lane], seconds: float, stage: str, part: tuple[float, float] = (0.0, 1.0)
+        self, lanes: Mapping[str, Lane], seconds: float, stage: str, span: tuple[float, float] = (0.0, 1.0)
     ) -> dict[str, Latency]:
-        """What was timed of those that did not fail meanwhile, by name. part: what of the stage was done before, and this is."""
-        before, share = part
+        """What was timed of those that did not fail meanwhile, by name.
+
+        span: where in the stage it begins, and how much of that it is.
+        """
+        begin, share = span
 
         def told(done: float) -> None:
             self._watch.look()
-            self._progress(stage, before + share * done)
+            self._progress(stage, begin + share * done)
 
         failed: dict[str, str] = {}
         least = math.ceil(MIN_SAMPLES * share)
