@@ -147,8 +147,9 @@ def peers_caption(document: dict[str, Any]) -> str:
     return (
         f"● no other is as fast and as accurate. Medians at batch {document['batch']}, {document['seconds']:g} s an engine, in "
         f"turns, one run a model; in brackets the {document['interval']} interval of the ratio by its rounds. SQNR: of {images} "
-        f"images that calibration never saw, against torch in FP32; of random weights it tells of the arithmetic alone. {where['machine']}, {where['cores']} "
-        f"cores ({where['int8']}), {where['date']}; {packages}. The last run: `{where['command']}`"
+        f"images that calibration never saw, against torch in FP32; of random weights it tells of the arithmetic alone. "
+        f"{where['machine']}, {where['cores']} cores ({where['int8']}), {where['date']}; {packages}. "
+        f"The last run: `{where['command']}`"
     )
 
 
